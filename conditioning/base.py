@@ -4,15 +4,18 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Self
 
 import torch
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 from torch import Tensor, nn
 
 from conditioning.bpe import report_truncated
 from conditioning.condition import Condition, ConditioningError, pad_length
 from conditioning.continuing import Continuing
+
+if TYPE_CHECKING:
+    from conditioning.pictures import PictureCondition
 
 Inputs = dict[str, Tensor]
 """Prepared inputs of a conditioner, which a data cache stores: tensors [N, ...] by name, such as token or label ids."""
@@ -35,6 +38,15 @@ def in_batches(count: int, compute: Callable[[range], Any]) -> Iterator[Any]:
     return (compute(range(start, min(start + 64, count))) for start in range(0, count, 64))
 
 
+class Table(NamedTuple):
+    """What the N pictures of a data set bring along: captions, classes, and the columns of their metadata."""
+
+    captions: Sequence[str]  # "" where a picture has none
+    labels: Sequence[int | None]  # class indices, None where a picture has none
+    classes: Sequence[str]  # class names that the labels index
+    column: Callable[[str], Sequence[str]]  # the values of a column by its name, "" where a picture has none
+
+
 class ConditionerConfig(BaseModel, ABC, frozen=True, extra="forbid", allow_inf_nan=False):
     """Base of the `condition:` section of a run's config; each conditioner's subclass adds its own fields.
 
@@ -43,9 +55,42 @@ class ConditionerConfig(BaseModel, ABC, frozen=True, extra="forbid", allow_inf_n
     """
 
     kind: str
+    dropout: float | None = Field(
+        default=None,
+        ge=0,
+        lt=1,
+        description="share of samples trained without this condition, beside the share condition_dropout trained "
+        "without any; left out: condition_dropout if there are several conditions, else 0",
+    )
 
     unconditional: ClassVar[bool] = False
     """Whether the model is unconditional, so that guidance and prompts make no sense."""
+
+    source: ClassVar[str] = "caption"
+    """Where the values come from, as messages call it; conditions of equal sources share the part of a prompt."""
+
+    @property
+    def prompts(self) -> "ConditionerConfig":
+        """The config of the captions or classes, without that of a picture: here this config."""
+        return self
+
+    @property
+    def picture(self) -> "PictureCondition | None":
+        """The picture condition; here None."""
+        return None
+
+    @property
+    def members(self) -> "tuple[ConditionerConfig, ...]":
+        """The configs of the conditions that are dropped each by itself: here this config alone, if it is one."""
+        return () if self.unconditional else (self,)
+
+    def values(self, table: Table) -> list[str | int]:
+        """Return the values of N pictures that `Conditioner.prepare` takes; here `raw_values` of captions and labels.
+
+        Raises:
+            ConditioningError: the data set lacks what the condition needs.
+        """
+        return self.raw_values(table.captions, table.labels)
 
     def raw_values(self, captions: Sequence[str], labels: Sequence[int | None]) -> list[str | int]:
         """Return the values of a data set's N pictures that `Conditioner.prepare` takes: here the captions.
@@ -67,6 +112,32 @@ class ConditionerConfig(BaseModel, ABC, frozen=True, extra="forbid", allow_inf_n
         return list(captions)
 
 
+class CaptionConfig(ConditionerConfig, frozen=True, extra="forbid"):
+    """Base of configs of text encoders, which may read another text than the caption."""
+
+    column: str | None = Field(
+        default=None, min_length=1, description="metadata column with the text; left out: the caption"
+    )
+
+    @property
+    def source(self) -> str:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """Where the text comes from: "caption", or the name of the column."""
+        return self.column or "caption"
+
+    def values(self, table: Table) -> list[str | int]:
+        """Return the captions of N pictures, or their texts in `column`; "" where a picture has none.
+
+        Raises:
+            ConditioningError: no picture has a caption, or a text in the column.
+        """
+        if self.column is None:
+            return self.raw_values(table.captions, table.labels)
+        texts = [*table.column(self.column)]
+        if texts and not any(texts):
+            raise ConditioningError(f"condition.column is {self.column}, but no picture's metadata has such a text")
+        return [*texts]
+
+
 class Conditioner(Continuing, nn.Module, ABC):
     """Base of conditioners: turn captions or labels into prepared inputs (`prepare`), and these into a `Condition`.
 
@@ -79,7 +150,7 @@ class Conditioner(Continuing, nn.Module, ABC):
     Config: ClassVar[type[ConditionerConfig]]
     """Class of the config that `build` takes."""
 
-    modality: ClassVar[str]
+    modality: str
     """What the model is conditioned on, as messages call it: "text", "classes", "no condition"."""
 
     marker: ClassVar[str | None]
@@ -96,6 +167,9 @@ class Conditioner(Continuing, nn.Module, ABC):
 
     vector_width: int | None = None
     """D of the vector [B, D] that is added to the denoiser's time embedding; None: there is no vector."""
+
+    repeats: ClassVar[bool] = False
+    """Whether a model may have several of this class: `save`, `load` and others then take a suffix of the folders."""
 
     in_batches: InBatches = staticmethod(in_batches)
     """Function by which `prepare` encodes many captions in batches; callers may set one that halves the batches when
@@ -150,8 +224,8 @@ class Conditioner(Continuing, nn.Module, ABC):
 
     @classmethod
     @abstractmethod
-    def load(cls, folder: Path) -> Self:
-        """Load the conditioner that `save` wrote into `folder`.
+    def load(cls, folder: Path, suffix: str = "") -> Self:
+        """Load the conditioner that `save` wrote into `folder`; a subclass with `repeats` takes a suffix of its names.
 
         Raises:
             ConditioningError: weights are missing, or the pretrained encoder that the folder refers to is missing or
@@ -159,10 +233,11 @@ class Conditioner(Continuing, nn.Module, ABC):
         """
 
     @abstractmethod
-    def save(self, folder: Path) -> dict[str, tuple[str, str]]:
+    def save(self, folder: Path, suffix: str = "") -> dict[str, tuple[str, str]]:
         """Write component folders into `folder`; return the (library, class) of each, for diffusers' model_index.json.
 
-        Examples of component folders are text_encoder and tokenizer.
+        Examples of component folders are text_encoder and tokenizer. A subclass with `repeats` ends all names with
+        `suffix`, such as "_2" for the second conditioner of this class in a model.
         """
 
     @abstractmethod
@@ -191,6 +266,21 @@ class Conditioner(Continuing, nn.Module, ABC):
     def null_inputs(self, count: int = 1) -> Inputs:
         """Return the prepared inputs, [count, ...] each, of `count` null conditions, for training and for sampling."""
         return self.prepare([] if self.null is None else [self.null] * count)
+
+    @property
+    def drops(self) -> int:
+        """Number of conditions, each of which is dropped by itself: here 1, or 0 where there is none."""
+        return 0 if self.null is None else 1
+
+    def drop(self, inputs: Inputs, null: Inputs, dropped: Tensor) -> Inputs:
+        """Replace prepared inputs by those of the null condition.
+
+        Args:
+            inputs: prepared inputs by name, [B, ...] each.
+            null: `null_inputs()`, of one row or B rows.
+            dropped: bool [B, P], True where condition p of the `drops` conditions of a sample is dropped.
+        """
+        return drop(inputs, null, dropped.any(1))
 
     def class_names(self, prompts: Sequence[str | int]) -> list[str] | None:
         """Return the class name of each prompt; None if prompts are captions, which name no class.

@@ -25,6 +25,7 @@ class Condition:
     mask: Tensor | None = None  # [B, L] bool, True = attend; None = attend to all
     vector: Tensor | None = None  # [B, D] added to the time embedding
     concat: Tensor | None = None  # [B, C, h, w] concatenated to the input
+    level: Tensor | None = None  # [B] noise level of `concat`, embedded as the timestep is
 
     def __post_init__(self) -> None:
         sizes = {len(value) for value in self._fields() if value is not None}
@@ -76,6 +77,21 @@ class Condition:
         """Return one batch of 2 B samples: B of this condition, then B of `other`; None if their sizes differ."""
         return Condition.cat([self, other]) if len(self) == len(other) else None
 
+    def expanded(self, count: int) -> "Condition":
+        """Return `count` samples, from as many or from one; a condition without tensors is returned unchanged."""
+        return self._map(lambda value: value.expand(count, *value.shape[1:]))
+
+    def joined(self, other: "Condition") -> "Condition":
+        """Return the tensors of this condition and of `other`, for the same samples.
+
+        Raises:
+            ConditioningError: both have a tensor of the same name.
+        """
+        pairs = [*zip(("tokens", "mask", "vector", "concat", "level"), self._fields(), other._fields(), strict=True)]
+        if both := [name for name, own, others in pairs if own is not None and others is not None]:
+            raise ConditioningError(f"two conditions have {both[0]}, of which a denoiser takes one")
+        return Condition(*(others if own is None else own for _, own, others in pairs))
+
     @staticmethod
     def cat(conditions: Sequence["Condition"]) -> "Condition":
         """Concatenate conditions along the batch; shorter token sequences are padded with zeros, which are masked.
@@ -83,14 +99,15 @@ class Condition:
         Raises:
             ConditioningError: one condition has a tensor (say, a vector) that another lacks.
         """
-        present = {tuple(value is None for value in (c.tokens, c.vector, c.concat)) for c in conditions}
+        present = {tuple(value is None for value in (c.tokens, c.vector, c.concat, c.level)) for c in conditions}
         if len(present) > 1:
             raise ConditioningError("conditions can be joined only if all of them have the same tensors")
         tokens, mask = _cat_tokens(conditions)
-        return Condition(tokens, mask, _cat([c.vector for c in conditions]), _cat([c.concat for c in conditions]))
+        rest = ([getattr(c, name) for c in conditions] for name in ("vector", "concat", "level"))
+        return Condition(tokens, mask, *map(_cat, rest))
 
     def _fields(self) -> tuple[Tensor | None, ...]:
-        return self.tokens, self.mask, self.vector, self.concat
+        return self.tokens, self.mask, self.vector, self.concat, self.level
 
     def _map(self, function: Callable[[Tensor], Tensor]) -> "Condition":
         return Condition(*(None if value is None else function(value) for value in self._fields()))

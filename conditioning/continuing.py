@@ -35,7 +35,7 @@ class Continuing:
         return False
 
     @classmethod
-    def load_whole(cls, folder: Path) -> Self:
+    def load_whole(cls, folder: Path, suffix: str = "") -> Self:
         """Load a conditioner as `load` does, for a run to go on with; tensors of no use are an error too.
 
         Here it is what `load` loads: a subclass without weights has no tensors.
@@ -44,7 +44,7 @@ class Continuing:
             ConditioningError: as `load`, or there are tensors that no network of the conditioner knows.
         """
         conditioner: Any = cls
-        return conditioner.load(folder)
+        return conditioner.load(folder, suffix) if suffix else conditioner.load(folder)
 
     @property
     def frozen_encoder(self) -> str | None:
@@ -52,7 +52,7 @@ class Continuing:
         return None
 
     @classmethod
-    def frozen_encoder_in(cls, folder: Path) -> str | None:
+    def frozen_encoder_in(cls, folder: Path, suffix: str = "") -> str | None:
         """Return `frozen_encoder` of the conditioner that `save` wrote into `folder`, without loading the encoder.
 
         Raises:

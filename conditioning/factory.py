@@ -1,60 +1,39 @@
-"""Registry of conditioners: build a conditioner from a config, save it with a model, load it from a saved model.
+"""Build a conditioner from a config, save it with a model, load it from a saved model."""
 
-A new conditioner needs one file and one line in `BUILT_IN`. Another package registers its subclasses of `Conditioner`
-as values of the entry-point group `ldm_kit.conditioners`.
-"""
-
-import warnings
 from collections.abc import Sequence
-from importlib.metadata import entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Union
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from conditioning.base import Components, Conditioner, ConditionerConfig, ConditioningError
-from conditioning.labels import ClassConditioner
+from conditioning.combined import FILE as COMBINED_FILE
+from conditioning.combined import CombinedConditioner
+from conditioning.combined_config import CombinedConfig
 from conditioning.none import NoCondition
-from conditioning.pretrained import PretrainedConditioner
-from conditioning.text import TextConditioner
-
-ENTRY_POINTS = "ldm_kit.conditioners"
-BUILT_IN: tuple[type[Conditioner], ...] = (NoCondition, ClassConditioner, TextConditioner, PretrainedConditioner)
+from conditioning.registry import BUILT_IN as BUILT_IN
+from conditioning.registry import CONDITIONERS, PICTURES
+from conditioning.registry import kind_of as kind_of
 
 
-def kind_of(conditioner: type[Conditioner]) -> str:
-    """Return the name by which a config selects a conditioner: the default of `kind` in its config class."""
-    return conditioner.Config.model_fields["kind"].default
+def _listed(section: Any) -> Any:
+    """Return the raw `condition:` section, where a list of conditions becomes a section of kind combined."""
+    return (
+        {"kind": CombinedConfig.model_fields["kind"].default, "conditions": section} if _is_list(section) else section
+    )
 
 
-def _installed() -> list[type[Conditioner]]:
-    """Return the conditioners that installed packages register; skip those that cannot be used, with a warning."""
-    conditioners: list[type[Conditioner]] = []
-    kinds = {kind_of(conditioner) for conditioner in BUILT_IN}
-    for entry in entry_points(group=ENTRY_POINTS):
-        try:
-            conditioner: Any = entry.load()
-            kind = kind_of(conditioner)
-        except Exception as error:  # of any class: the package is not ours
-            warnings.warn(f"the conditioner {entry.name} ({entry.value}) cannot be used: {error}", stacklevel=2)
-            continue
-        if kind in kinds:
-            warnings.warn(f"the conditioner {entry.name} ({entry.value}) has the taken kind {kind!r}", stacklevel=2)
-            continue
-        kinds.add(kind)
-        conditioners.append(conditioner)
-    return conditioners
+def _is_list(section: Any) -> bool:
+    return isinstance(section, Sequence) and not isinstance(section, str)
 
-
-CONDITIONERS: tuple[type[Conditioner], ...] = (*BUILT_IN, *_installed())
-"""All conditioners: the built-in ones, then those of installed packages."""
 
 if TYPE_CHECKING:
     ConditioningConfig = ConditionerConfig
 else:
     ConditioningConfig = Annotated[
-        Union[tuple(conditioner.Config for conditioner in CONDITIONERS)],  # noqa: UP007  (not known before run time)
+        Union[(*(conditioner.Config for conditioner in CONDITIONERS), *PICTURES, CombinedConfig)],
         Field(discriminator="kind"),
+        BeforeValidator(_listed),
     ]
 
 
@@ -81,7 +60,7 @@ def build(
 
 def components() -> Components:
     """Return the component folders of all conditioners: by the folder's name, (library, classes that may be loaded)."""
-    return {name: entry for conditioner in CONDITIONERS for name, entry in conditioner.components.items()}
+    return CombinedConditioner.components  # of one conditioner of each kind, and of several
 
 
 def save(conditioner: Conditioner, folder: Path | str) -> dict[str, tuple[str, str]]:
@@ -122,6 +101,8 @@ def kind_in(folder: Path | str) -> type[Conditioner]:
         for conditioner in CONDITIONERS
         if conditioner.marker is not None and (folder / conditioner.marker).exists()
     }
+    if (folder / COMBINED_FILE).exists():
+        return CombinedConditioner
     if len(present) > 1:
         raise ConditioningError(f"{folder} holds several conditioners ({', '.join(present)}), expected at most one")
     return next(iter(present.values()), NoCondition)
@@ -129,4 +110,4 @@ def kind_in(folder: Path | str) -> type[Conditioner]:
 
 def of_config(config: ConditionerConfig) -> type[Conditioner]:
     """Return the class of the conditioner that a config describes."""
-    return next(kind for kind in CONDITIONERS if kind.Config is type(config))
+    return next(kind for kind in (*CONDITIONERS, CombinedConditioner) if kind.Config is type(config))

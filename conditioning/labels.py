@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from difflib import get_close_matches
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 import torch
 from diffusers import ConfigMixin, ModelMixin
@@ -34,6 +34,8 @@ class ClassConfig(ConditionerConfig, frozen=True, extra="forbid"):
     width: int | None = Field(
         None, ge=1, description="channels; left out: 512 for a token, the time embedding's for a vector"
     )
+
+    source: ClassVar[str] = "class"
 
     def raw_values(self, captions: Sequence[str], labels: Sequence[int | None]) -> list[str | int]:
         """Return the class indices of a data set's N pictures; raises ConditioningError if a picture has none."""
@@ -78,6 +80,7 @@ class ClassConditioner(Conditioner):
     marker = FOLDER
     components = MappingProxyType({FOLDER: ("conditioning.labels", ("ClassEmbedder",))})
     null = ""
+    repeats = True
 
     def __init__(self, class_encoder: ClassEmbedder) -> None:
         super().__init__()
@@ -153,31 +156,31 @@ class ClassConditioner(Conditioner):
         return type(self)(table), note
 
     @classmethod
-    def load(cls, folder: Path) -> "ClassConditioner":
-        """Load the embedding table from `folder`/class_encoder.
+    def load(cls, folder: Path, suffix: str = "") -> "ClassConditioner":
+        """Load the embedding table from `folder`/class_encoder, with `suffix` after the name.
 
         Raises:
             ConditioningError: the saved class names or form are invalid, or the weights lack the table.
         """
-        return cls._open(folder, whole=False)
+        return cls._open(folder / f"{FOLDER}{suffix}", whole=False)
 
     @classmethod
-    def load_whole(cls, folder: Path) -> "ClassConditioner":
+    def load_whole(cls, folder: Path, suffix: str = "") -> "ClassConditioner":
         """Load what `load` loads; raises ConditioningError also if the weights have tensors of no use."""
-        return cls._open(folder, whole=True)
+        return cls._open(folder / f"{FOLDER}{suffix}", whole=True)
 
     @classmethod
     def _open(cls, folder: Path, *, whole: bool) -> "ClassConditioner":
         kind: Any = ClassEmbedder
         encoder, report = kind.from_pretrained(
-            folder / FOLDER, use_safetensors=True, local_files_only=True, output_loading_info=True
+            folder, use_safetensors=True, local_files_only=True, output_loading_info=True
         )
-        check_tensors(folder / FOLDER, report, whole=whole)
+        check_tensors(folder, report, whole=whole)
         classes, form = encoder.config["classes"], encoder.config["form"]
         if not isinstance(classes, list | tuple) or not all(isinstance(name, str) for name in classes):
-            raise ConditioningError(f"{folder / FOLDER}: classes are {classes!r:.80}; expected a list of names")
+            raise ConditioningError(f"{folder}: classes are {classes!r:.80}; expected a list of names")
         if form not in ("token", "vector"):
-            raise ConditioningError(f"{folder / FOLDER}: form is {form!r:.40}; expected token or vector")
+            raise ConditioningError(f"{folder}: form is {form!r:.40}; expected token or vector")
         _check_names(classes)
         return cls(encoder)
 
@@ -203,10 +206,13 @@ class ClassConditioner(Conditioner):
     def release(self) -> None:
         """Do nothing: there is nothing to free."""
 
-    def save(self, folder: Path) -> dict[str, tuple[str, str]]:
-        """Write the embedding table into `folder`/class_encoder: config.json with the class names, and safetensors."""
-        self.class_encoder.save_pretrained(folder / FOLDER, safe_serialization=True)
-        return {FOLDER: ("conditioning.labels", "ClassEmbedder")}
+    def save(self, folder: Path, suffix: str = "") -> dict[str, tuple[str, str]]:
+        """Write the embedding table into `folder`/class_encoder: config.json with the class names, and safetensors.
+
+        `suffix` is the end of the folder's name.
+        """
+        self.class_encoder.save_pretrained(folder / f"{FOLDER}{suffix}", safe_serialization=True)
+        return {f"{FOLDER}{suffix}": ("conditioning.labels", "ClassEmbedder")}
 
     def index(self, value: str | int) -> int:
         """Return the table row of a class name or index; "" and K are the null class.

@@ -37,7 +37,7 @@ class NoCondition(Conditioner):
         return cls()
 
     @classmethod
-    def load(cls, folder: Path) -> "NoCondition":
+    def load(cls, folder: Path, suffix: str = "") -> "NoCondition":
         """Return a new instance; nothing is read from `folder`."""
         return cls()
 
@@ -62,7 +62,7 @@ class NoCondition(Conditioner):
     def release(self) -> None:
         """Do nothing: there is nothing to free."""
 
-    def save(self, folder: Path) -> dict[str, tuple[str, str]]:
+    def save(self, folder: Path, suffix: str = "") -> dict[str, tuple[str, str]]:
         """Write nothing; return {}."""
         return {}
 

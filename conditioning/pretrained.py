@@ -16,9 +16,9 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from conditioning.base import (
+    CaptionConfig,
     Condition,
     Conditioner,
-    ConditionerConfig,
     ConditioningError,
     Inputs,
     Progress,
@@ -29,9 +29,10 @@ from conditioning.encoders import Encoded, Encoder, load_encoder
 from conditioning.sources import find, hidden_width
 
 REFERENCE = "text_reference.json"
+_OF_RUN = {"dropout", "column"}  # settings of a run's data and training, which a model does not need
 
 
-class PretrainedTextConfig(ConditionerConfig, frozen=True, extra="forbid"):
+class PretrainedTextConfig(CaptionConfig, frozen=True, extra="forbid"):
     """Config of a frozen, pretrained text encoder."""
 
     kind: Literal["pretrained"] = Field("pretrained", description="a frozen, pretrained text encoder")
@@ -63,6 +64,7 @@ class PretrainedConditioner(Conditioner):
     modality = "text"
     marker = REFERENCE
     null = ""
+    repeats = True
 
     def __init__(self, config: PretrainedTextConfig, device: torch.device | str | None = None) -> None:
         super().__init__()
@@ -96,13 +98,13 @@ class PretrainedConditioner(Conditioner):
         return width, width if config.pool else None
 
     @classmethod
-    def load(cls, folder: Path) -> "PretrainedConditioner":
-        """Load the conditioner that `folder`/text_reference.json describes.
+    def load(cls, folder: Path, suffix: str = "") -> "PretrainedConditioner":
+        """Load the conditioner that `folder`/text_reference.json describes, with `suffix` after text_reference.
 
         Raises:
             ConditioningError: the file is invalid, or the encoder is missing or now has other weights.
         """
-        config, expected = _reference(folder)
+        config, expected = _reference(folder, suffix)
         conditioner = cls(config)
         if (sha256 := conditioner.source.sha256()) != expected:
             raise ConditioningError(
@@ -122,13 +124,13 @@ class PretrainedConditioner(Conditioner):
         return f"{self.source.sha256()} {self.config.layer}"
 
     @classmethod
-    def frozen_encoder_in(cls, folder: Path) -> str:
+    def frozen_encoder_in(cls, folder: Path, suffix: str = "") -> str:
         """Return `frozen_encoder` of the conditioner saved in `folder`; the encoder itself may be missing.
 
         Raises:
             ConditioningError: `folder`/text_reference.json is invalid.
         """
-        config, sha256 = _reference(folder)
+        config, sha256 = _reference(folder, suffix)
         return f"{sha256} {config.layer}"
 
     @property
@@ -137,7 +139,7 @@ class PretrainedConditioner(Conditioner):
 
         `pool` is not part of it, because only `forward` uses it.
         """
-        return self.config.model_dump(exclude={"pool"}), self.source.sha256(), self.source.settings_sha256()
+        return self.config.model_dump(exclude={"pool", *_OF_RUN}), self.source.sha256(), self.source.settings_sha256()
 
     @property
     def encoder_digest(self) -> str:
@@ -180,10 +182,14 @@ class PretrainedConditioner(Conditioner):
         """Free the encoder, which `prepare` loads again when needed; the states of the empty caption are kept."""
         self._encoder = None
 
-    def save(self, folder: Path) -> dict[str, tuple[str, str]]:
-        """Write `folder`/text_reference.json with the config and the hash of the encoder's weights; return {}."""
-        reference = {"config": self.config.model_dump(), "width": self.width, "sha256": self.source.sha256()}
-        (folder / REFERENCE).write_text(json.dumps(reference, indent=2) + "\n", encoding="utf-8")
+    def save(self, folder: Path, suffix: str = "") -> dict[str, tuple[str, str]]:
+        """Write `folder`/text_reference.json with the config and the hash of the encoder's weights; return {}.
+
+        `suffix` stands after text_reference.
+        """
+        config = self.config.model_dump(exclude=_OF_RUN)
+        reference = {"config": config, "width": self.width, "sha256": self.source.sha256()}
+        (folder / _file_name(suffix)).write_text(json.dumps(reference, indent=2) + "\n", encoding="utf-8")
         return {}
 
     def _empty(self) -> Encoded:
@@ -200,13 +206,17 @@ class PretrainedConditioner(Conditioner):
         return Encoded(_store(states, getattr(torch, self.config.dtype)), mask, cut)
 
 
-def _reference(folder: Path) -> tuple[PretrainedTextConfig, str]:
+def _file_name(suffix: str) -> str:
+    return REFERENCE.replace(".", f"{suffix}.")
+
+
+def _reference(folder: Path, suffix: str = "") -> tuple[PretrainedTextConfig, str]:
     """Read `folder`/text_reference.json: a conditioner's config, and the sha256 of its encoder's weights.
 
     Raises:
         ConditioningError: the file is invalid.
     """
-    path = folder / REFERENCE
+    path = folder / _file_name(suffix)
     try:
         match json.loads(path.read_text(encoding="utf-8")):
             case {"config": dict(config), "sha256": str(sha256)}:

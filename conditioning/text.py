@@ -15,9 +15,9 @@ from pydantic import Field, field_validator, model_validator
 from torch import Tensor, nn
 
 from conditioning.base import (
+    CaptionConfig,
     Condition,
     Conditioner,
-    ConditionerConfig,
     ConditioningError,
     Inputs,
     Progress,
@@ -40,7 +40,7 @@ ENCODER, TOKENIZER = "text_encoder", "tokenizer"
 CHUNK = 4096
 
 
-class TextConfig(ConditionerConfig, frozen=True, extra="forbid"):
+class TextConfig(CaptionConfig, frozen=True, extra="forbid"):
     """Config of a text encoder that is trained from scratch."""
 
     kind: Literal["text"] = Field("text", description="a small CLIP text model, trained with the denoiser")
@@ -88,6 +88,7 @@ class TextConditioner(Conditioner):
         }
     )
     null = ""
+    repeats = True
 
     def __init__(self, text_encoder: "CLIPTextModel", tokenizer: "CLIPTokenizer") -> None:
         super().__init__()
@@ -142,34 +143,37 @@ class TextConditioner(Conditioner):
         return cls(*from_structure(structure))
 
     @classmethod
-    def load(cls, folder: Path) -> "TextConditioner":
+    def load(cls, folder: Path, suffix: str = "") -> "TextConditioner":
         """Load `folder`/text_encoder and `folder`/tokenizer, as `save` or any Stable Diffusion 1 model has them.
+
+        `suffix` is the end of both names.
 
         Raises:
             ConditioningError: the weights lack tensors.
         """
-        return cls._open(folder, whole=False)
+        return cls._open(folder, suffix, whole=False)
 
     @classmethod
-    def load_whole(cls, folder: Path) -> "TextConditioner":
+    def load_whole(cls, folder: Path, suffix: str = "") -> "TextConditioner":
         """Load what `load` loads; raises ConditioningError also if the weights have tensors of no use."""
-        return cls._open(folder, whole=True)
+        return cls._open(folder, suffix, whole=True)
 
     @classmethod
-    def _open(cls, folder: Path, *, whole: bool) -> "TextConditioner":
+    def _open(cls, folder: Path, suffix: str, *, whole: bool) -> "TextConditioner":
         from transformers import CLIPTextModel
 
+        path = folder / f"{ENCODER}{suffix}"
         with quiet():
             kind: Any = CLIPTextModel
             encoder, report = kind.from_pretrained(
-                folder / ENCODER,
+                path,
                 use_safetensors=True,
                 local_files_only=True,
                 attn_implementation="sdpa",
                 output_loading_info=True,
             )
-        check_tensors(folder / ENCODER, report, whole=whole)
-        return cls(encoder, load_tokenizer(folder / TOKENIZER))
+        check_tensors(path, report, whole=whole)
+        return cls(encoder, load_tokenizer(folder / f"{TOKENIZER}{suffix}"))
 
     @property
     def trainable(self) -> dict[str, nn.Module]:
@@ -200,11 +204,15 @@ class TextConditioner(Conditioner):
     def release(self) -> None:
         """Do nothing: there is nothing to free."""
 
-    def save(self, folder: Path) -> dict[str, tuple[str, str]]:
-        """Write `folder`/text_encoder and `folder`/tokenizer, which transformers and diffusers can open."""
-        _save_encoder(self.text_encoder, folder / ENCODER)
-        save_tokenizer(self.tokenizer, folder / TOKENIZER)
-        return {ENCODER: ("transformers", "CLIPTextModel"), TOKENIZER: ("transformers", "CLIPTokenizer")}
+    def save(self, folder: Path, suffix: str = "") -> dict[str, tuple[str, str]]:
+        """Write `folder`/text_encoder and `folder`/tokenizer, which transformers and diffusers can open.
+
+        `suffix` is the end of both names.
+        """
+        encoder, tokenizer = f"{ENCODER}{suffix}", f"{TOKENIZER}{suffix}"
+        _save_encoder(self.text_encoder, folder / encoder)
+        save_tokenizer(self.tokenizer, folder / tokenizer)
+        return {encoder: ("transformers", "CLIPTextModel"), tokenizer: ("transformers", "CLIPTokenizer")}
 
 
 @contextmanager

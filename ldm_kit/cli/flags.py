@@ -7,6 +7,7 @@ A field of a `Config` class decides all about its flag:
 - `validation_alias=AliasChoices("new", "old")`: the flag `--old` is read for one more release, with a warning;
 - `json_schema_extra={"positional": True}`: the field is a positional argument instead of a flag;
 - `json_schema_extra={"flags": ["--class"]}`: further spellings of the flag;
+- `json_schema_extra={"listed": True}`: the values of a tuple are one text, with commas between them;
 - `json_schema_extra={"own": True}`: without the flag, the value is the one saved with the model, or else the default.
 """
 
@@ -183,7 +184,9 @@ def _annotation(field: FieldInfo) -> Any:
     A Literal becomes the type of its values; a Sequence, or a tuple of any length, becomes a list.
     """
     kind, optional = _without_none(field.annotation)
-    if get_origin(kind) is Literal:
+    if _extra(field).get("listed"):
+        kind = str
+    elif get_origin(kind) is Literal:
         kind = type(get_args(kind)[0])
     elif get_origin(kind) in (list, Sequence) or (get_origin(kind) is tuple and get_args(kind)[1:] == (...,)):
         kind = list[get_args(kind)[0]]

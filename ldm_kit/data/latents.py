@@ -72,6 +72,8 @@ class LatentBatches:
     inputs: Mapping[str, Tensor]  # inputs of the conditioner by name, [N, ...] each
     raw: Sequence[str | int]  # the N captions or labels from which `inputs` were made
     seed: int  # seed of the random choice between the plain and the mirrored view
+    pictures: TensorTable | None = None  # pictures [N, V, C, R, R] in [-1, 1] that condition the samples; None: none do
+    key: str = ""  # hash that identifies `pictures`
 
     @property
     def fingerprint(self) -> str:
@@ -80,7 +82,8 @@ class LatentBatches:
 
     @cached_property
     def _fingerprint(self) -> str:
-        return digest(chain([self.latents.fingerprint], map(str, self.raw)))
+        of_pictures = [self.key] if self.key else []
+        return digest(chain([self.latents.fingerprint], of_pictures, map(str, self.raw)))
 
     def __len__(self) -> int:
         return len(self.latents)
@@ -93,13 +96,17 @@ class LatentBatches:
 
         Returns:
             {"mean", "logvar": mean and log-variance of the latents' posterior, float32 [B, Z, h, w] each (Z channels),
-            "inputs": the conditioner's inputs {name: [B, ...]}, "position": int64 [B]}.
+            "inputs": the conditioner's inputs {name: [B, ...]}, "position": int64 [B]}, and "picture" [B, C, R, R] if
+            there are `pictures`, of the same view as the latents.
         """
         position, index = torch.tensor(samples).unbind(1)
         has_mirrored = self.latents.mean.shape[1] > 1
         view = flips(self.seed, position).long() if has_mirrored else torch.zeros_like(index)
         mean, logvar = self.latents.mean[index, view].float(), self.latents.logvar[index, view].float()
-        return {"mean": mean, "logvar": logvar, "inputs": self.inputs_at(index), "position": position}
+        batch = {"mean": mean, "logvar": logvar, "inputs": self.inputs_at(index), "position": position}
+        if self.pictures is None:
+            return batch
+        return {**batch, "picture": self.pictures[sources(index, self.latents.replaced), view].float()}
 
     def inputs_at(self, index: Tensor) -> dict[str, Tensor]:
         """Return the conditioner's inputs, {name: [B, ...]}, for the pictures with indices `index` [B].

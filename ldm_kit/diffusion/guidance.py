@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ldm_kit.diffusion.denoiser import Denoiser, Gradient, with_output
+from ldm_kit.diffusion.guidance_chain import ClassifierFreeGuidance
 from ldm_kit.diffusion.guidance_scale import in_interval
 from ldm_kit.diffusion.prediction import Prediction, PredictionType, expand_like, from_prediction
 from ldm_kit.diffusion.schedule import Schedule
@@ -43,8 +44,13 @@ class ClassifierFree:
         """The noise schedule of the wrapped denoiser."""
         return self.denoiser.schedule
 
+    @property
+    def guides(self) -> bool:
+        """Whether the prediction differs from the model's own."""
+        return self.scale != 1
+
     def __call__(self, x: Tensor, t: Tensor, cond: Any = None) -> Prediction:
-        if self.scale == 1:
+        if not self.guides:
             return self.denoiser(x, t, cond)
         return self.extrapolate(*self.predictions(x, t, cond))
 
@@ -64,11 +70,14 @@ class ClassifierFree:
         conditional, null = zip(*halves, strict=True)
         return Prediction(*conditional), Prediction(*null)
 
-    def extrapolate(self, conditional: Prediction, null: Prediction) -> Prediction:
+    def extrapolate(self, conditional: Prediction, /, *others: Prediction) -> Prediction:
         """Return the guided prediction, null + scale (conditional - null), from the two that `predictions` returns.
+
+        `others` is the prediction under the null condition alone.
 
         The learned variance (`Prediction.fraction`) is that of `conditional`.
         """
+        (null,) = others
         return _extrapolate(null, conditional, self.scale)
 
 
@@ -92,7 +101,7 @@ class Rescaled:
         ValueError: `phi` is outside 0 to 1.
     """
 
-    guided: ClassifierFree
+    guided: ClassifierFreeGuidance
     phi: float
     prediction_type: PredictionType
 
@@ -106,10 +115,10 @@ class Rescaled:
         return self.guided.schedule
 
     def __call__(self, x: Tensor, t: Tensor, cond: Any = None) -> Prediction:
-        if self.guided.scale == 1 or self.phi == 0:
+        if not self.guided.guides or self.phi == 0:
             return self.guided(x, t, cond)
-        conditional, null = self.guided.predictions(x, t, cond)
-        p = self.guided.extrapolate(conditional, null)
+        conditional, *others = self.guided.predictions(x, t, cond)
+        p = self.guided.extrapolate(conditional, *others)
         a, s = self.schedule.alpha_sigma(t)
         out, reference = (from_prediction(self.prediction_type, each, a, s) for each in (p, conditional))
         deviation = out.flatten(1).std(1)

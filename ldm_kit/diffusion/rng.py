@@ -9,6 +9,7 @@ rounding.
 import hashlib
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -64,9 +65,14 @@ def uniform(seed: int, name: str, positions: Tensor) -> Tensor:
         float64 [B] with 53 random bits; on a device without float64, float32 [B] with the first 24 of these bits. For
         the same numbers on every device, pass `exact(positions)`.
     """
-    raw, count = bits(seed, name, positions, 1)[:, 0], 53 if has_float64(positions.device) else 24
-    top = (raw >> (64 - count)) & ((1 << count) - 1)
-    return (top.double() if count == 53 else top.float()) / (1 << count)
+    return uniforms(seed, name, positions, 1)[:, 0]
+
+
+def uniforms(seed: int, name: str, positions: Tensor, count: int) -> Tensor:
+    """Return `count` uniform random numbers in [0, 1) for each position, [B, count]; otherwise as `uniform`."""
+    raw, digits = bits(seed, name, positions, count), 53 if has_float64(positions.device) else 24
+    top = (raw >> (64 - digits)) & ((1 << digits) - 1)
+    return (top.double() if digits == 53 else top.float()) / (1 << digits)
 
 
 def permuted(seed: int, name: str, positions: Tensor, size: int) -> Tensor:
@@ -119,6 +125,49 @@ def normal(seed: int, name: str, positions: Tensor, shape: Sequence[int]) -> Ten
     angle = low.float() * (2 * math.pi / 2**32)
     pairs = torch.stack([radius * angle.cos(), radius * angle.sin()], dim=-1)
     return pairs.reshape(len(positions), -1)[:, :size].reshape(len(positions), *shape)
+
+
+@dataclass(frozen=True, eq=False)
+class PositionDraws:
+    """Random numbers for the samples of a training batch, functions of the run's seed, a name and each position.
+
+    Args:
+        seed: seed of the run.
+        positions: index of each sample in the run, int64 [B].
+    """
+
+    seed: int
+    positions: Tensor
+
+    def uniform(self, name: str, count: int) -> Tensor:
+        """Return `count` uniform numbers in [0, 1) for each sample, float64 [B, count] (see `uniform`)."""
+        return uniforms(self.seed, name, self.positions, count)
+
+    def normal(self, name: str, shape: Sequence[int]) -> Tensor:
+        """Return standard normal numbers for each sample, float32 [B, *shape]."""
+        return normal(self.seed, name, self.positions, shape)
+
+
+@dataclass(frozen=True, eq=False)
+class SeedDraws:
+    """Random numbers for samples that have a seed each, on the CPU; functions of that seed and a name.
+
+    Args:
+        seeds: a seed for each of the B samples.
+    """
+
+    seeds: Sequence[int]
+
+    def uniform(self, name: str, count: int) -> Tensor:
+        """Return `count` uniform numbers in [0, 1) for each sample, float64 [B, count]."""
+        return torch.stack([torch.rand(count, generator=g, dtype=torch.float64) for g in self._generators(name)])
+
+    def normal(self, name: str, shape: Sequence[int]) -> Tensor:
+        """Return standard normal numbers for each sample, float32 [B, *shape]."""
+        return torch.stack([torch.randn(tuple(shape), generator=g) for g in self._generators(name)])
+
+    def _generators(self, name: str) -> list[torch.Generator]:
+        return [torch.Generator().manual_seed(derive_seed(seed, name)) for seed in self.seeds]
 
 
 def initial_noise(seeds: Sequence[int], shape: Sequence[int]) -> Tensor:

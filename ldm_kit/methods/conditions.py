@@ -9,7 +9,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 import conditioning.factory as conditioners
-from conditioning.base import Conditioner, ConditioningError, Inputs
+from conditioning.base import Conditioner, ConditioningError, Inputs, Table
 from conditioning.bpe import report_truncated
 from conditioning.factory import ConditioningConfig
 from conditioning.labels import ClassConfig
@@ -20,9 +20,10 @@ from ldm_kit.data.images import Record, Split
 from ldm_kit.data.records import compact, labels_of, texts_of
 from ldm_kit.memory import MOST_SAMPLES, BatchSize
 from ldm_kit.methods.dependencies import condition_dependencies
+from ldm_kit.methods.picture_maps import PictureMaps
 from ldm_kit.methods.records import Grid
 from ldm_kit.models.pipeline import Pipeline
-from ldm_kit.viz.grid import columns_for, enlargement, grid
+from ldm_kit.viz.grid import columns_for, enlargement, grid, pairs_grid
 
 
 @dataclass(eq=False)
@@ -81,25 +82,53 @@ class Conditions:
 
     def examples(self, count: int) -> list[str | int]:
         """Return captions or labels of `count` held-out pictures, or of training pictures if fewer are held out."""
-        raw = self.heldout if len(self.heldout) >= count else self.train
+        raw = self.heldout if self.shows_heldout(count) else self.train
         return [raw[i] for i in spread(len(raw), count)]
+
+    def shows_heldout(self, count: int) -> bool:
+        """Return whether `count` pictures are held out, so that the held-out set is shown, not the training set."""
+        return len(self.heldout) >= count
 
     def caption(self, condition: str | int) -> str:
         """Return a condition as text: a caption itself, or the class name of a label."""
         return condition if isinstance(condition, str) else self.data.train.classes[condition]
 
-    def sample_grid(self, pipeline: Pipeline, prompts: Sequence[str | int], batch: BatchSize) -> Grid:
+    def sample_grid(
+        self, pipeline: Pipeline, prompts: Sequence[str | int], batch: BatchSize, maps: PictureMaps | None = None
+    ) -> Grid:
         """Return a grid of pictures, one sampled by `pipeline` for each prompt, from seeds 0, 1, 2, ...
 
-        `batch` is the most pictures that are sampled at once.
+        Args:
+            pipeline: the model.
+            prompts: captions or classes.
+            batch: most pictures that are sampled at once.
+            maps: the run's picture condition, made of held-out pictures and shown above the samples; None: none.
         """
-        pictures = torch.cat(list(pipeline.generate(prompts, range(len(prompts)), None, batch)))
+        given, shown = (None, None) if maps is None else self._given(maps, len(prompts))
+        pictures = torch.cat(list(pipeline.generate(prompts, range(len(prompts)), None, batch, pictures=given)))
         captions = None
         if pipeline.conditioner.null is not None:  # else the pictures are of nothing in particular
             captions = [self.caption(prompt) for prompt in prompts]
-        return Grid(grid(pictures, columns_for(len(pictures), 4), enlargement(pictures.shape[-1]), captions))
+        scale = enlargement(pictures.shape[-1])
+        if shown is not None:
+            return Grid(pairs_grid(shown, pictures, 8, scale, captions))
+        return Grid(grid(pictures, columns_for(len(pictures), 4), scale, captions))
 
-    def sample_like(self, pipeline: Pipeline, rows: Sequence[int], seeds: Sequence[int], batch: BatchSize) -> Tensor:
+    def _given(self, maps: PictureMaps, count: int) -> tuple[dict[str, Tensor], Tensor]:
+        """Return what the picture condition makes of the `count` pictures of `examples`, and the same to be shown."""
+        heldout = self.shows_heldout(count)
+        total = len(self.heldout if heldout else self.train)
+        rows = [row % total for row in (spread(total, count) if count <= total else range(count))]
+        return maps.examples(rows, heldout=heldout)
+
+    def sample_like(
+        self,
+        pipeline: Pipeline,
+        rows: Sequence[int],
+        seeds: Sequence[int],
+        batch: BatchSize,
+        maps: PictureMaps | None = None,
+    ) -> Tensor:
         """Sample a picture with the condition of each of N held-out pictures.
 
         Args:
@@ -107,16 +136,26 @@ class Conditions:
             rows: indices of the N pictures in the held-out set.
             seeds: N seeds.
             batch: most pictures that are sampled at once.
+            maps: the run's picture condition, which is made of the held-out pictures; None: it has none.
 
         Returns:
             Pictures, uint8 [N, C, R, R].
         """
-        return torch.cat([*pipeline.generate([self.heldout[i] for i in rows], seeds, None, batch)])
+        given = None if maps is None else maps.examples(rows, heldout=True)[0]
+        prompts = [self.heldout[i] for i in rows]
+        return torch.cat([*pipeline.generate(prompts, seeds, None, batch, pictures=given)])
 
 
 def has_captions(config: ConditioningConfig) -> bool:
     """Return whether a condition is made of captions: neither of classes nor of nothing."""
-    return not type(config).unconditional and not isinstance(config, ClassConfig)
+    return any(not isinstance(each, ClassConfig) for each in config.members)
+
+
+def describe_kinds(config: ConditioningConfig) -> str:
+    """Return the kinds of a config's conditions as text, such as 'text' and 'inpainting'."""
+    kinds = [config.picture.kind] if config.picture is not None else []
+    kinds = [*(each.kind for each in config.members), *kinds] or [config.kind]
+    return " and ".join(f"'{kind}'" for kind in kinds)
 
 
 def _ignore(cut: int, total: int, length: int) -> None:
@@ -137,14 +176,18 @@ def split_conditions(config: ConditioningConfig, data: Split) -> tuple[Sequence[
             picture has a caption.
     """
     train, heldout = data.train.records, data.heldout.records
-    _raw_values(config, train)
-    values = _raw_values(config, train, heldout)
+    config.values(_table(data.train.classes, train))
+    values = config.values(_table(data.train.classes, train, heldout))
     return compact(values[: len(train)]), compact(values[len(train) :])
 
 
-def _raw_values(config: ConditioningConfig, *records: Sequence[Record]) -> list[str | int]:
+def _table(classes: Sequence[str], *records: Sequence[Record]) -> Table:
     texts, labels = chain.from_iterable(map(texts_of, records)), chain.from_iterable(map(labels_of, records))
-    return config.raw_values([*texts], [*labels])
+
+    def column(name: str) -> list[str]:
+        return [record.fields.get(name, "") for each in records for record in each]
+
+    return Table([*texts], [*labels], classes, column)
 
 
 def prepare_conditions(conditioner: Conditioner, raw: Sequence[str | int]) -> Inputs:

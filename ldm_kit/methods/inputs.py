@@ -1,7 +1,7 @@
 """Training inputs of the diffusion methods: latents of a frozen autoencoder, dropped conditions, noised batches."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -12,7 +12,7 @@ from diffusers import AutoencoderKL, VQModel
 from torch import Tensor
 
 from autoencoder.base import encode, reduction
-from conditioning.base import Inputs, drop
+from conditioning.base import Conditioner, ConditionerConfig, Inputs, drop
 from ldm_kit.config import UserError, cache_dir
 from ldm_kit.data import latents as latent_cache
 from ldm_kit.data.images import PictureSet, digest
@@ -125,12 +125,44 @@ def _check_normalised(latents: Latents, settings: NoisedRun) -> None:
         )
 
 
-def drop_mask(seed: int, position: Tensor, probability: float) -> Tensor:
+def drop_mask(seed: int, position: Tensor, probability: float, name: str = "drop") -> Tensor:
     """Draw, with `probability`, which samples train on the null condition: bool [B] (Ho & Salimans 2022, alg. 1).
 
-    `seed` and a sample's position [B], its number among all samples of the run, determine the draw.
+    `seed`, a sample's position [B], its number among all samples of the run, and `name` determine the draw.
     """
-    return (rng.uniform(seed, "drop", exact(position)) < probability).to(position.device)
+    return (rng.uniform(seed, name, exact(position)) < probability).to(position.device)
+
+
+def drop_parts(
+    conditioner: Conditioner, batch: Mapping[str, Any], null: Inputs, seed: int, shares: "DropoutShares"
+) -> Inputs:
+    """Return a batch's condition inputs, in which all conditions, or some alone, are replaced at random by the null's.
+
+    Args:
+        conditioner: the run's conditioner.
+        batch: has the condition's `inputs` by name, [B, ...] each, and each sample's `position` [B] in the run.
+        null: inputs of the null condition, by name.
+        seed: seed that, with the position, determines which conditions of a sample are replaced.
+        shares: shares of samples whose conditions are replaced.
+    """
+    position = batch["position"]
+    dropped = drop_mask(seed, position, shares.all)[:, None]
+    own = [drop_mask(seed, position, share, f"drop {index}") for index, share in enumerate(shares.each)]
+    return conditioner.drop(batch["inputs"], null, dropped | torch.stack(own, dim=1) if own else dropped)
+
+
+class DropoutShares(NamedTuple):
+    """Shares of the training samples that are trained without conditions."""
+
+    all: float  # without any condition
+    each: Sequence[float] = ()  # of the others, without each condition alone; drawn independently
+
+    @classmethod
+    def of(cls, config: ConditionerConfig, dropout: float) -> "DropoutShares":
+        """Return the shares of a config, where `dropout` is the run's condition_dropout."""
+        members = config.members
+        default = dropout if len(members) > 1 else 0.0
+        return cls(dropout, [default if each.dropout is None else each.dropout for each in members])
 
 
 def drop_conditions(batch: Mapping[str, Any], null: Inputs, seed: int, probability: float) -> Inputs:

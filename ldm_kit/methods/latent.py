@@ -27,8 +27,8 @@ from ldm_kit.diffusion.loss import Errors, Objective
 from ldm_kit.diffusion.prediction import cast_like
 from ldm_kit.diffusion.timesteps import TimestepSampler
 from ldm_kit.methods.base import Grid, Method, TrainingData
-from ldm_kit.methods.conditions import Conditions, check_prompts, has_captions
-from ldm_kit.methods.inputs import FirstStage, NoisedBatch, drop_conditions, noise_batch
+from ldm_kit.methods.conditions import Conditions, check_prompts, describe_kinds, has_captions
+from ldm_kit.methods.inputs import DropoutShares, FirstStage, NoisedBatch, drop_parts, noise_batch
 from ldm_kit.methods.latent_config import LatentRun as LatentRun
 from ldm_kit.methods.latent_config import SampleConfig as SampleConfig
 from ldm_kit.methods.latent_init import LatentStart, autoencoder_note, open_network
@@ -37,6 +37,7 @@ from ldm_kit.methods.latent_network import LatentDiffusion as LatentDiffusion
 from ldm_kit.methods.latent_start import start_from
 from ldm_kit.methods.lora import averaged_modules, save_pipeline, trained_parameters
 from ldm_kit.methods.measured import Judged
+from ldm_kit.methods.picture_maps import PictureMaps
 from ldm_kit.methods.run_summary import pictures_as
 from ldm_kit.models.pipeline import Pipeline
 from ldm_kit.models.saved_sampling import SAMPLING, SavedSampling
@@ -54,6 +55,7 @@ class Latent(Method[LatentRun]):
         vae: the frozen autoencoder; None: pixels are diffused.
         latent_shape: shape (channels, height, width) of one latent, or of a picture if pixels are diffused.
         conditions: the captions or labels of the run's pictures.
+        maps: the picture condition, and the pictures that it is made from; None: there is none.
         prompts: captions, or classes by index or name; each evaluation samples one picture of its grid for each.
         teacher: the frozen model whose guided output is learned; None: there is none.
     """
@@ -64,6 +66,7 @@ class Latent(Method[LatentRun]):
     vae: AutoencoderKL | VQModel | None = None
     latent_shape: tuple[int, ...]
     conditions: Conditions
+    maps: PictureMaps | None = None
     prompts: list[str | int]
     teacher: LatentDiffusion | None = None
 
@@ -75,6 +78,7 @@ class Latent(Method[LatentRun]):
         table = schedule.build(config.schedule)
         super().__init__(config, data, modules={"denoiser": self.module}, ema_modules=ema_modules, schedule=table)
         self.null = conditioner.null_inputs()
+        self.dropout = DropoutShares.of(config.condition, config.condition_dropout)
         self.times = TimestepSampler(config.timestep_sampling, config.seed, config.train.batch_size, len(table))
         terms = config.prediction_type, config.loss, config.variance, config.vb_weight, config.min_snr
         self.objective = Objective(*terms, levels=config.autoencoder is None)
@@ -96,22 +100,24 @@ class Latent(Method[LatentRun]):
             AutoencoderError, ConditioningError: the autoencoder or a text encoder cannot be opened, or pictures lack
                 the labels or captions that the condition needs.
         """
-        conditions = Conditions.open(config.condition, data)
+        conditions = Conditions.open(config.condition.prompts, data)
         first_stage = FirstStage.open(config, data.train, device)
+        maps = PictureMaps.open(config.condition.picture, data, first_stage)
         conditioner = conditions.build(config.unet.time_width, None if start is None else start.conditioner)
         prompts: list[str | int] = [*config.sample.prompts] or conditions.examples(config.log.pictures)
         check_prompts(conditioner, [*config.sample.prompts])
         latents = first_stage.latents(data.train, "train")
-        unet, notes = open_network(config, latents.shape, conditioner, start)
+        unet, notes = open_network(config, latents.shape, conditioner, start, data.train.channels)
         inputs, heldout_inputs = conditions.prepare()
-        heldout = None
+        heldout, shown = None, {} if maps is None else maps.fitted(latents.shape)
         if heldout_inputs is not None:
-            heldout = LatentBatches(first_stage.latents(data.heldout, "heldout"), heldout_inputs, [], config.seed)
-        batches = LatentBatches(latents, inputs, conditions.train, config.seed)
+            heldout_latents, pictures = first_stage.latents(data.heldout, "heldout"), maps and maps.heldout
+            heldout = LatentBatches(heldout_latents, heldout_inputs, [], config.seed, pictures)
+        batches = LatentBatches(latents, inputs, conditions.train, config.seed, **shown)
         method = cls(config, unet, conditioner, TrainingData(data, batches, heldout))
         method.dependencies = {**first_stage.dependencies, **conditions.dependencies}
         method.vae, method.latent_shape, method.conditions = first_stage.vae, tuple(latents.shape), conditions
-        method.prompts = prompts
+        method.prompts, method.maps = prompts, maps
         if start is not None:
             method.start = start.structure(unet, conditioner)
             method.notes = [*notes, *autoencoder_note(start, first_stage.vae), *filter(None, [conditions.note])]
@@ -154,7 +160,8 @@ class Latent(Method[LatentRun]):
         """
         position = batch["position"]
         t, weight = self.times.draw(position)
-        inputs = drop_conditions(batch, self.null, self.config.seed, self.config.condition_dropout)
+        inputs = drop_parts(self.module.conditioner, batch, self.null, self.config.seed, self.dropout)
+        inputs |= self._maps(batch, self.config.seed)
         scale = None if self.config.guidance is None else draw_scales(self.config.guidance, self.config.seed, position)
         noised, network = self._guided(noise_batch(batch, t, self.config.seed, self.schedule), inputs, scale)
         errors = self.errors(noised, inputs, network)
@@ -167,6 +174,10 @@ class Latent(Method[LatentRun]):
         weight = torch.ones_like(losses) if weight is None else cast_like(weight, losses)
         logs = {} if errors.bits is None else {"vb": (errors.bits * weight).mean()}
         yield "denoiser", (losses * weight).mean(), logs
+
+    def _maps(self, batch: Mapping[str, Any], seed: int) -> Inputs:
+        """Return the maps of a batch's pictures as inputs of the network; {} without a picture condition."""
+        return {} if self.maps is None else self.maps.inputs(batch, seed)
 
     def _guided(
         self, noised: NoisedBatch, inputs: Inputs, scale: Tensor | None
@@ -206,7 +217,8 @@ class Latent(Method[LatentRun]):
             t: timesteps [B] to which the latents are noised.
             seed: seed of the noise.
         """
-        errors = self.errors(noise_batch(batch, t, seed, self.schedule), batch["inputs"], self.module)
+        inputs = {**batch["inputs"], **self._maps(batch, seed)}
+        errors = self.errors(noise_batch(batch, t, seed, self.schedule), inputs, self.module)
         return self.objective.combined(errors, len(self.schedule))
 
     @property
@@ -216,12 +228,12 @@ class Latent(Method[LatentRun]):
         config, conditioner = self.config, self.module.conditioner
         saved = SavedSampling.of(SAMPLING, config.sample, config.condition_dropout)
         saved = saved if config.guidance is None else saved.joined(config.guidance.saved)
-        settings: Any = {"variance": config.variance, "saved": saved}
+        settings: Any = {"variance": config.variance, "saved": saved, "picture": config.condition.picture}
         return Pipeline(self.vae, unet, conditioner, config.schedule, config.prediction_type, **settings)
 
     def samples(self) -> Grid:
         """Return a grid of pictures, one sampled for each prompt, from seeds 0, 1, 2, ..."""
-        return self.conditions.sample_grid(self.pipeline, self.prompts, self.eval_batch)
+        return self.conditions.sample_grid(self.pipeline, self.prompts, self.eval_batch, self.maps)
 
     @classmethod
     def judged(cls, config: LatentRun) -> Judged:
@@ -230,7 +242,7 @@ class Latent(Method[LatentRun]):
 
     def measured_pictures(self, rows: Sequence[int], seeds: Sequence[int]) -> Tensor:
         """Sample a picture for each of N held-out pictures, `rows`, from N `seeds`: uint8 [N, C, R, R]."""
-        return self.conditions.sample_like(self.pipeline, rows, seeds, self.eval_batch)
+        return self.conditions.sample_like(self.pipeline, rows, seeds, self.eval_batch, self.maps)
 
     def save(self, folder: Path) -> None:
         """Save the pipeline into `folder`: a sub-folder for each component, and model_index.json, as in diffusers."""
@@ -247,5 +259,5 @@ class Latent(Method[LatentRun]):
 
     def describe_model(self) -> str:
         """Return a phrase on the networks (classes, parameters) for `describe`, the log's opening text."""
-        name, kind = type(self.module.unet).__name__, self.config.condition.kind
-        return f"{name} and conditioner '{kind}' with {trained_parameters(self.module)}"
+        name, kinds = type(self.module.unet).__name__, describe_kinds(self.config.condition)
+        return f"{name} and conditioner {kinds} with {trained_parameters(self.module)}"

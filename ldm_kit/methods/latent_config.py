@@ -139,7 +139,7 @@ class LatentRun(ConditionedRun, NoisedRun):
             raise ValueError("init and guidance.base both name weights to start from; expected one of them")
         if self.guidance.target == "base" and self.guidance.base is None:
             raise ValueError("guidance.target is base, but guidance.base names no trained model")
-        if type(self.condition).unconditional or self.condition_dropout == 0:
+        if not self.condition.members or self.condition_dropout == 0:
             raise ValueError(
                 "guidance steers away from the null condition; expected a condition, and a condition_dropout above 0 "
                 "that trains the null condition"

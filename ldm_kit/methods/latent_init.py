@@ -13,8 +13,10 @@ from autoencoder import saved
 from autoencoder.base import affine
 from conditioning.base import Conditioner, ConditioningError
 from conditioning.labels import ClassConditioner
+from conditioning.pictures import PictureCondition
 from ldm_kit.config import UserError
 from ldm_kit.data.latents import weights_digest
+from ldm_kit.methods.latent_build import build_network, expected_network
 from ldm_kit.methods.latent_config import LatentRun
 from ldm_kit.methods.lora import check_same_base, check_same_condition, check_targets
 from ldm_kit.methods.start import from_structure, locate_start, resumed_note, structure_of, trainable
@@ -24,7 +26,7 @@ from ldm_kit.models.folder import ModelFolder, Noise
 from ldm_kit.models.growth import check_growth, grow
 from ldm_kit.models.hub import MODEL
 from ldm_kit.models.lora import base_digest
-from ldm_kit.nets.unet import build_unet
+from ldm_kit.models.picture_condition import read_picture_condition
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,6 +38,7 @@ class LatentStart:
     conditioner: Conditioner | None  # the conditioner to go on with; None: the run builds a new one
     kind: type[Conditioner]  # class of the trained model's conditioner
     sha256: str  # digest of the trained weights
+    picture: PictureCondition | None = None  # what pictures condition the trained model; None: none do
     frozen_encoder: str | None = None  # what identifies the trained model's frozen text encoder; None: it has none
     latents: str = "pixels"  # what the trained model denoises, see `latents_of`
     resumed: bool = False
@@ -60,7 +63,8 @@ class LatentStart:
         first = next((name for name in ("vae", "vqvae") if name in classes), None)
         vae = None if first is None else load_first_stage(folder, first, classes[first], "cpu")
         encoder = kind.frozen_encoder_in(folder.path)
-        start = cls(where, unet, conditioner, kind, sha256, encoder, latents_of(vae))
+        picture = _same_picture(where, read_picture_condition(folder), config.condition.picture)
+        start = cls(where, unet, conditioner, kind, sha256, picture, encoder, latents_of(vae))
         start._check_early(config)
         check_targets(config.lora, where, unet, conditioner)
         return start
@@ -73,7 +77,10 @@ class LatentStart:
             UserError: the structure is invalid.
             ConditioningError: that of the conditioner is.
         """
-        unet, kind = from_structure(structure.get("unet"), UNET, checkpoint), conditioners.of_config(config.condition)
+        unet, kind = (
+            from_structure(structure.get("unet"), UNET, checkpoint),
+            conditioners.of_config(config.condition.prompts),
+        )
         trained = structure.get("conditioner")
         conditioner = kind.from_structure(trained) if trained else None
         trainable(*filter(None, (unet, conditioner)))
@@ -81,37 +88,41 @@ class LatentStart:
 
     def _check_early(self, config: LatentRun) -> None:
         """Check, without the pictures, that the U-Net can be grown to the one that the config describes."""
-        kind, width = conditioners.of_config(config.condition), config.unet.time_width
+        prompts, width = config.condition.prompts, config.unet.time_width
+        kind = conditioners.of_config(prompts)
         if self.conditioner is None and (kind is not self.kind or kind.components):
             check_same_condition(config.lora, self.where, f"is of another condition, {self.kind.modality}")
-        if (widths := kind.widths(config.condition, width)) is None:
+        if (widths := kind.widths(prompts, width)) is None:
             return  # a conditioner of another package; `network` checks it
         channels = _latent_channels(config)
         if channels is None:
-            channels = self.unet.config["in_channels"]
-        expected = _expected(config, (channels, config.unet.factor), *widths)
+            channels = self.unet.config["out_channels"] // (1 + (config.variance == "learned_range"))
+        pixels = getattr(config.data, "channels", channels)
+        expected = expected_network(config, (channels, config.unet.factor), *widths, pixels=pixels)
         check_growth(self.where, self.unet, expected, learned=config.variance == "learned_range")
         check_same_base(config.lora, self.where, self.unet, expected)
 
-    def network(self, config: LatentRun, channels: int, side: int, conditioner: Conditioner) -> tuple[Any, list[str]]:
+    def network(
+        self, config: LatentRun, shape: Sequence[int], conditioner: Conditioner, pixels: int
+    ) -> tuple[Any, list[str]]:
         """Return the U-Net of a run, with the trained weights, and sentences for the log on what is new in it.
 
         Args:
             config: the run's config.
-            channels: channels of a latent.
-            side: height and width of a latent.
+            shape: channels, height and width of a latent.
             conditioner: the run's conditioner.
+            pixels: channels of a picture.
 
         Raises:
             UserError: the trained U-Net does not fit the config.
         """
         if self.resumed:
             return self.unet, [resumed_note(self.sha256)]
-        expected = _expected(config, (channels, side), conditioner.width, conditioner.vector_width)
+        expected = expected_network(config, shape, conditioner.width, conditioner.vector_width, pixels=pixels)
         unet, notes = grow(self.where, self.unet, expected, learned=config.variance == "learned_range")
         new = self._new_condition(conditioner) if self.conditioner is None else None
         check_same_condition(config.lora, self.where, new)
-        if unet.class_embedding is not None and self.unet.class_embedding is None:
+        if unet.config.get("class_embed_type") == "identity" and self.unet.class_embedding is None:
             notes.append(f"{self.where}: {_zero_vectors(conditioner)}")
         if new is not None:
             notes.append(f"{self.where} {new}")
@@ -156,17 +167,31 @@ def _check_noise(where: str, noise: Noise, config: LatentRun) -> None:
 
 def _conditioner(where: str, folder: ModelFolder, kind: type[Conditioner], config: LatentRun) -> Conditioner | None:
     """Return the trained conditioner that the run can go on with, ready to be trained; None: there is none."""
-    if not kind.components or kind is not conditioners.of_config(config.condition):
+    if not kind.components or kind is not conditioners.of_config(config.condition.prompts):
         return None
     conditioner = folder.conditioner(whole=True)
     try:
-        fits = conditioner.fits(config.condition)
+        fits = conditioner.fits(config.condition.prompts)
     except ConditioningError as error:
         raise UserError(f"{where}: {error}") from None
     if not fits:
         return None
     trainable(conditioner)
     return conditioner
+
+
+def _same_picture(
+    where: str, trained: PictureCondition | None, needed: PictureCondition | None
+) -> PictureCondition | None:
+    """Return the trained model's picture condition, after checking that the run has one of that kind, or none is.
+
+    Raises:
+        UserError: the trained model is told another kind of picture than the run's model.
+    """
+    if trained is not None and (needed is None or needed.kind != trained.kind):
+        run = "none" if needed is None else needed.kind
+        raise UserError(f"{where} is told a picture of kind {trained.kind}, and this run's condition has {run}")
+    return trained
 
 
 def _latent_channels(config: LatentRun) -> int | None:
@@ -187,7 +212,7 @@ def _latent_channels(config: LatentRun) -> int | None:
 
 
 def open_network(
-    config: LatentRun, shape: Sequence[int], conditioner: Conditioner, start: LatentStart | None
+    config: LatentRun, shape: Sequence[int], conditioner: Conditioner, start: LatentStart | None, pixels: int
 ) -> tuple[Any, list[str]]:
     """Return a run's U-Net, and sentences for the log on what it started from.
 
@@ -196,39 +221,14 @@ def open_network(
         shape: channels, height and width of a latent.
         conditioner: the run's conditioner.
         start: what the run starts from; None: random weights.
+        pixels: channels of a picture.
 
     Raises:
         UserError: the trained U-Net does not fit the config.
     """
     if start is not None:
-        return start.network(config, shape[0], shape[1], conditioner)
-    return _build(config, shape, conditioner.width, conditioner.vector_width), []
-
-
-def _expected(config: LatentRun, shape: Sequence[int], width: int | None, vector_width: int | None) -> Any:
-    """Return, on the meta device, the U-Net that a config describes; the arguments are those of `_build`."""
-    with torch.device("meta"):
-        return _build(config, shape, width, vector_width)
-
-
-def _build(config: LatentRun, shape: Sequence[int], width: int | None, vector_width: int | None) -> Any:
-    """Build the U-Net that a config describes.
-
-    Args:
-        config: the run's config.
-        shape: channels and side of a latent.
-        width: channels of the tokens; None: there are none.
-        vector_width: channels of the vector; None: there is none.
-    """
-    return build_unet(
-        config.unet,
-        sample_size=shape[1],
-        channels=shape[0],
-        out_channels=2 * shape[0] if config.variance == "learned_range" else shape[0],
-        cross_width=width,
-        vector_width=vector_width,
-        guidance_width=None if config.guidance is None else config.guidance.width,
-    )
+        return start.network(config, shape, conditioner, pixels)
+    return build_network(config, shape, conditioner.width, conditioner.vector_width, pixels=pixels), []
 
 
 def _zero_vectors(conditioner: Conditioner) -> str:

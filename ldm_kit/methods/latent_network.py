@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from conditioning.base import Conditioner, Inputs
+from conditioning.base import Condition, Conditioner, Inputs
 from ldm_kit.diffusion import rng
 from ldm_kit.diffusion.consistency_targets import guided_prediction
 from ldm_kit.diffusion.denoiser import NetworkDenoiser
@@ -19,6 +19,14 @@ from ldm_kit.methods.inputs import NoisedBatch
 from ldm_kit.methods.latent_config import GuidanceConfig
 from ldm_kit.methods.networks import eval_mode
 from ldm_kit.nets.apply import apply_unet
+
+CONCAT, NOISE_LEVEL = "picture.concat", "picture.level"
+"""Names of the inputs of `LatentDiffusion` that are maps of pictures, not the conditioner's inputs, and their level."""
+
+
+def with_maps(null: Mapping[str, Tensor], inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the inputs `null` of the null condition, with the maps in `inputs`, which guidance keeps."""
+    return {**null, **{name: inputs[name] for name in (CONCAT, NOISE_LEVEL) if name in inputs}}
 
 
 class LatentDiffusion(nn.Module):
@@ -34,11 +42,16 @@ class LatentDiffusion(nn.Module):
         Args:
             x: noisy latents [B, Z, h, w].
             t: timesteps [B].
-            inputs: the conditioner's inputs by name, [B, ...] each, such as token ids.
+            inputs: the conditioner's inputs by name, [B, ...] each, such as token ids; and maps of pictures.
             scale: guidance scales [B], for a U-Net that takes them as input; None: scale 1, no guidance.
         """
         unet: Any = self.unet
-        return apply_unet(unet, x, t, self.conditioner(**inputs), scale=scale)
+        given = {name: value for name, value in inputs.items() if name not in (CONCAT, NOISE_LEVEL)}
+        condition = self.conditioner(**given)
+        if CONCAT in inputs:
+            maps = Condition(concat=inputs[CONCAT], level=inputs.get(NOISE_LEVEL))
+            condition = condition.expanded(len(x)).joined(maps)
+        return apply_unet(unet, x, t, condition, scale=scale)
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,7 +87,7 @@ class GuidedTraining:
     def __call__(self, x: Tensor, t: Tensor, inputs: Mapping[str, Tensor]) -> Tensor:
         out = self.network(x, t, inputs, self.scale)  # first, as some releases cache autocast's casts without gradients
         with torch.no_grad(), eval_mode(self.module):
-            null = self.module(x, t, self.null, self.scale)
+            null = self.module(x, t, with_maps(self.null, inputs), self.scale)
         return out.float() - guidance_term(out, null, scale_at(self.scale, t, self.steps, self.interval))
 
 
@@ -113,7 +126,7 @@ class GuidedTeacher:
         x, t = noised.x_t, noised.t
         denoiser = NetworkDenoiser(self.network, self.schedule, self.prediction_type)
         scales = scale_at(scale, t, len(self.schedule), self.interval)
-        guided = guided_prediction(denoiser(x, t, inputs), denoiser(x, t, self.null), scales)
+        guided = guided_prediction(denoiser(x, t, inputs), denoiser(x, t, with_maps(self.null, inputs)), scales)
         return noised._replace(x_0=guided.x_0, eps=guided.eps)
 
 

@@ -98,7 +98,7 @@ class ConditionedRun(RunConfig):
     @property
     def needs_captions(self) -> bool:
         """Whether the condition is made of captions or classes."""
-        return not type(self.condition).unconditional
+        return bool(self.condition.members)
 
     @property
     def sample_guidance(self) -> float:

@@ -67,7 +67,11 @@ class BaseModel:
         """
         copy, origin = locate(base, revision, "the frozen model")
         folder = ModelFolder.open(copy)
-        vae, unet, conditioner, noise = load_components(folder, device)
+        vae, unet, conditioner, noise, picture = load_components(folder, device)
+        if picture is not None:
+            raise UserError(
+                f"{folder} is told a picture ({picture.kind}), which this cannot give; expected another model"
+            )
         schedule, target, variance = noise
         table = build(schedule)
         _check_schedule(folder, table)

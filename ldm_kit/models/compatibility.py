@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from conditioning.base import Conditioner
+from conditioning.pictures import PictureCondition
 from ldm_kit.config import UserError
 from ldm_kit.diffusion.denoiser import Denoiser
 from ldm_kit.diffusion.prediction import Prediction
@@ -123,6 +124,13 @@ def class_names(conditioner: Conditioner, prompts: Sequence[str | int]) -> list[
     if names is None:
         raise UserError("a classifier needs a class, which a text prompt is not; give --classifier_class NAME")
     return names
+
+
+def check_same_picture(of_guide: PictureCondition | None, of_model: PictureCondition | None) -> None:
+    """Check that two models take the same kind of picture as condition, or none; raises UserError if not."""
+    if of_guide != of_model:
+        kinds = ["no picture" if each is None else f"a picture of kind {each.kind}" for each in (of_guide, of_model)]
+        raise UserError(f"the guide model is told {kinds[0]}, but the model {kinds[1]}; expected the same settings")
 
 
 def check_same_condition(of_guide: Conditioner, of_model: Conditioner) -> None:

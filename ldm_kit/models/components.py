@@ -12,9 +12,12 @@ from diffusers import AutoencoderKL, UNet2DConditionModel, UNet2DModel, VQModel
 import conditioning.factory as conditioners
 from autoencoder.base import AutoencoderError, check_config
 from conditioning.base import Conditioner
+from conditioning.pictures import PictureCondition
 from ldm_kit.config import UserError
 from ldm_kit.models.folder import CLASSIFIER, INDEX, SEMANTIC, ModelFolder, Noise, entry_of, read_json
+from ldm_kit.models.picture_condition import read_picture_condition
 from ldm_kit.nets.adm import AdmUNet
+from ldm_kit.nets.unet import takes_level
 
 FIRST_STAGE: Mapping[str, Any] = {"AutoencoderKL": AutoencoderKL, "VQModel": VQModel}
 UNET: Mapping[str, Any] = {
@@ -39,6 +42,7 @@ class Components(NamedTuple):
     unet: Any  # UNet2DConditionModel, UNet2DModel or AdmUNet
     conditioner: Conditioner  # encodes prompts or classes
     noise: Noise  # noise schedule, prediction type and variance type, from the scheduler's config
+    picture: PictureCondition | None = None  # what pictures condition the model; None: none do
 
 
 def load_components(folder: ModelFolder, device: torch.device | str) -> Components:
@@ -53,7 +57,7 @@ def load_components(folder: ModelFolder, device: torch.device | str) -> Componen
     first = next((name for name in ("vae", "vqvae") if name in classes), None)
     vae = None if first is None else load_first_stage(folder, first, classes[first], device)
     unet, conditioner = folder.component("unet", classes["unet"], UNET, device), folder.conditioner(device)
-    components = Components(vae, unet, conditioner, noise)
+    components = Components(vae, unet, conditioner, noise, read_picture_condition(folder))
     check_fit(folder, components)
     return components
 
@@ -126,8 +130,9 @@ def _check_component(folder: ModelFolder, name: str, entry: tuple[str, str]) -> 
 def check_fit(folder: ModelFolder, components: Components) -> None:
     """Check that the components of a diffusion model fit together.
 
-    The U-Net must take as many channels as a latent has (in a pixel model, any number) and return as many, or twice as
-    many if it predicts the variance. Its cross-attention and its condition vector must have the conditioner's widths.
+    The U-Net must take as many channels as a latent has (in a pixel model, any number), and those of the maps of a
+    picture condition. It must return as many as a latent has, or twice as many if it predicts the variance. Its
+    cross-attention and its condition vector must have the conditioner's widths.
 
     Args:
         folder: the model's folder, for messages.
@@ -136,17 +141,23 @@ def check_fit(folder: ModelFolder, components: Components) -> None:
     Raises:
         UserError: a number of channels or a width is not as stated above.
     """
-    vae, unet, conditioner, noise = components
+    vae, unet, conditioner, noise, picture = components
     learned = noise.variance == "learned_range"
     inputs, outputs = unet.config["in_channels"], unet.config["out_channels"]
     channels = inputs if vae is None else vae.config["latent_channels"]
+    if vae is None and picture is not None:
+        channels = outputs // (1 + learned)
+    maps = 0 if picture is None else picture_channels(picture, vae, channels)
     expected = 2 * channels if learned else channels
-    if (inputs, outputs) != (channels, expected):
+    if (inputs, outputs) != (channels + maps, expected):
         data, variance = ("picture" if vae is None else "latent"), ("a learned" if learned else "no learned")
+        more = f", the picture condition {maps}" if maps else ""
         raise UserError(
-            f"{folder}: the U-Net has {inputs} channels in and {outputs} out, but a {data} has {channels}, and the "
-            f"scheduler says {variance} variance, with which {expected} come out"
+            f"{folder}: the U-Net has {inputs} channels in and {outputs} out, but a {data} has {channels}{more}, and "
+            f"the scheduler says {variance} variance, with which {expected} come out"
         )
+    if takes_level(unet) != (picture is not None and picture.takes_level):
+        raise UserError(f"{folder}: only one of U-Net and picture condition has the noise level of a picture")
     width = unet.config["cross_attention_dim"] if isinstance(unet, UNet2DConditionModel) else None
     for what, of_unet, of_conditioner in (
         ("attends to tokens", width, conditioner.width),
@@ -158,7 +169,18 @@ def check_fit(folder: ModelFolder, components: Components) -> None:
             )
 
 
+def picture_channels(picture: PictureCondition, vae: Any, channels: int) -> int:
+    """Return the channels of a picture condition's maps.
+
+    Args:
+        picture: the picture condition.
+        vae: the autoencoder; None: a model of pixels.
+        channels: channels of a latent, or of a picture in a model of pixels.
+    """
+    return picture.channels(channels, None) if vae is None else picture.channels(vae.config["in_channels"], channels)
+
+
 def _vector_width(unet: Any) -> int | None:
-    if unet.class_embedding is None:
+    if unet.class_embedding is None or takes_level(unet):
         return None
     return unet.config.get("projection_class_embeddings_input_dim") or unet.time_embedding.linear_2.out_features

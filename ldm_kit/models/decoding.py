@@ -34,7 +34,13 @@ def encode_pictures(vae: AutoencoderKL | VQModel | None, pictures: Tensor) -> Te
         NonFiniteError: the encoder gives NaN or infinity.
     """
     x = to_unit(pictures)
-    return x if vae is None else check_finite("the first stage's encoder", first_stage.encode(vae, x).mean.float())
+    return x if vae is None else check_finite("the first stage's encoder", encode_unit(vae, x))
+
+
+@torch.no_grad()
+def encode_unit(vae: AutoencoderKL | VQModel, x: Tensor) -> Tensor:
+    """Encode pictures x [N, C, R, R] in [-1, 1] to latents, float32 [N, Z, h, w]: the mean of the posterior."""
+    return first_stage.encode(vae, x).mean.float()
 
 
 @torch.no_grad()

@@ -1,7 +1,7 @@
 """Grow a trained U-Net by a learned variance and further inputs, so that at first it predicts what it predicted before.
 
-The old weights are kept. A new learned variance and the guidance scale begin with weights of zero; attention to
-tokens of another width begins with new random weights.
+The old weights are kept. A new learned variance, the guidance scale, maps of a picture condition and its noise level
+begin with weights of zero; attention to tokens of another width begins with new random weights.
 """
 
 import re
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ldm_kit.config import UserError
+from ldm_kit.nets.unet import takes_level
 
 _NAMED = 3  # most tensors that a message names
 _KEYS = {  # diffusers' config key -> key of a run's config
@@ -35,6 +36,9 @@ _GIVEN = (  # keys that the run decides; the others, such as norm_eps, stay thos
 )
 _OF_TOKENS = re.compile(r"\.attn2\.to_[kv]\.weight$")
 OF_SCALE = "time_embedding.cond_proj.weight"  # of the guidance scale; begins at 0
+_OF_LEVEL = "class_embedding.linear_"  # of a picture's noise level, or of a vector beside tokens
+_LAST_OF_LEVEL = f"{_OF_LEVEL}2."  # begins at 0
+_OF_INPUT = "conv_in.weight"  # whose further channels, of maps, begin at 0
 
 
 def misfits(given: Mapping[str, Any], expected: Mapping[str, Any]) -> str | None:
@@ -76,8 +80,13 @@ def check_architecture(where: str, trained: Any, expected: Any) -> None:
         key = "condition, which says whether there are tokens" if tokens else "unet.equal_heads"
         raise UserError(f"{where} has a {old}, but this run's config asks for a {new}; expected another {key}")
     check_config(where, trained, expected, {key: f"unet.{name}" for key, name in _KEYS.items()})
-    if trained.class_embedding is not None and expected.class_embedding is None:
-        raise UserError(f"{where} takes a vector of classes or text, but this run's condition gives none")
+    for what, takes in (("the noise level of a picture", takes_level), ("a vector of classes or text", _takes_vector)):
+        if takes(trained) and not takes(expected):
+            raise UserError(f"{where} takes {what}, but this run's condition gives none")
+
+
+def _takes_vector(unet: Any) -> bool:
+    return unet.class_embedding is not None and not takes_level(unet)
 
 
 def check_config(where: str, trained: Any, expected: Any, keys: Mapping[str, str]) -> None:
@@ -158,10 +167,12 @@ def _grows(name: str, old: Sequence[int] | None, new: Sequence[int], learned: bo
 
     `learned`: whether half of the new output channels are of a learned variance.
     """
-    if name == OF_SCALE:
+    if name == OF_SCALE or name.startswith(_OF_LEVEL):
         return old is None
     if old is None or [*old] == [*new]:
         return False
+    if name == _OF_INPUT:
+        return new[1] > old[1] and (new[0], *new[2:]) == (old[0], *old[2:])
     if name in ("conv_out.weight", "conv_out.bias"):
         return learned and new[0] == 2 * old[0] and [*new[1:]] == [*old[1:]]
     return _OF_TOKENS.search(name) is not None and new[0] == old[0]
@@ -184,8 +195,10 @@ def grow(where: str, trained: Any, expected: Any, *, learned: bool = False) -> t
     new: Any = type(trained).from_config(grown_config(trained, expected))
     old, weights = trained.state_dict(), new.state_dict()
     for name, value in weights.items():
-        if name == OF_SCALE and name not in old:
-            value.zero_()
+        if name not in old:
+            value.mul_(0 if name == OF_SCALE or name.startswith(_LAST_OF_LEVEL) else 1)
+        elif name == _OF_INPUT and value.shape != old[name].shape:
+            value.zero_()[:, : old[name].shape[1]].copy_(old[name])
         elif value.shape == old[name].shape:
             value.copy_(old[name])
         elif not _OF_TOKENS.search(name):  # whose new weights stay random
@@ -200,6 +213,13 @@ def _sentences(where: str, old: Mapping[str, Tensor], new: Mapping[str, Tensor])
         sentences.append(
             f"{where}: conv_out grows from {outputs[0]} to {outputs[1]} channels, for the variance; those are 0"
         )
+    inputs = [weights[_OF_INPUT].shape[1] for weights in (old, new)]
+    if inputs[0] != inputs[1]:
+        sentences.append(
+            f"{where}: conv_in grows from {inputs[0]} to {inputs[1]} channels, for the maps of pictures; those are 0"
+        )
+    if any(name.startswith(_OF_LEVEL) and name not in old for name in new):
+        sentences.append(f"{where}: class_embedding, of a noise level or a vector, is new; its last layer is 0")
     if OF_SCALE in new and OF_SCALE not in old:
         sentences.append(f"{where}: the guidance scale is a new input; its weights are 0")
     tokens = [name for name in new if _OF_TOKENS.search(name) and new[name].shape != old[name].shape]

@@ -4,11 +4,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
 
+import torch
 from torch import Tensor
 
 from conditioning.base import Condition
 from ldm_kit.diffusion.denoiser import Clipped, Denoiser, Gradient, NetworkDenoiser, Thresholded
 from ldm_kit.diffusion.guidance import Autoguidance, ClassifierFree, ClassifierGradient, Interval, Rescaled
+from ldm_kit.diffusion.guidance_chain import ClassifierFreeGuidance, GuidanceChain
 from ldm_kit.diffusion.guidance_scale import scale_at
 from ldm_kit.diffusion.posterior import VarianceType
 from ldm_kit.diffusion.prediction import PredictionType
@@ -19,7 +21,9 @@ if TYPE_CHECKING:
     from ldm_kit.models.pipeline import Pipeline
 
 
-def guided_denoiser(pipeline: "Pipeline", prompts: Sequence[str | int], options: ResolvedOptions) -> Denoiser:
+def guided_denoiser(
+    pipeline: "Pipeline", prompts: Sequence[str | int], options: ResolvedOptions, maps: Condition | None = None
+) -> Denoiser:
     """Return a model's denoiser with classifier-free guidance, then autoguidance, then clipping, as `options` ask.
 
     A U-Net that takes the guidance scale as input gets it, in place of classifier-free guidance.
@@ -29,35 +33,66 @@ def guided_denoiser(pipeline: "Pipeline", prompts: Sequence[str | int], options:
         prompts: B prompts, encoded here for the weaker model of autoguidance; the condition of `pipeline` itself is an
             argument of each call of the denoiser.
         options: sampling options, resolved for the model.
+        maps: maps of the pictures that condition the model, which guidance keeps; None: there are none.
     """
     denoiser: Denoiser = pipeline.denoiser(options if pipeline.takes_scale else None)
     null = None if pipeline.takes_scale else pipeline.conditioner.null
-    if null is not None and options.guidance_scale != 1:
+    if null is not None and options.guides:
         negative = null if options.negative_prompt is None else options.negative_prompt
-        condition = pipeline.condition([negative] * len(prompts))
-        denoiser = classifier_free(denoiser, condition, options, pipeline.target)
+        partial, scales = _partial_conditions(pipeline, prompts, negative, options, maps)
+        denoiser = classifier_free(denoiser, partial, scales, options, pipeline.target)
     if pipeline.autoguidance_model is not None and options.autoguidance_scale not in (None, 1):
         guide = pipeline.autoguidance_model
         network = pipeline.finite.network("the guide model's U-Net", guide.network())
-        fixed = FixedCondition(replace(guide.denoiser(), network=network), guide.condition(prompts))
+        fixed = FixedCondition(replace(guide.denoiser(), network=network), guide.condition(prompts, maps))
         denoiser = Autoguidance(denoiser, fixed, options.autoguidance_scale)
     if not isinstance(denoiser, NetworkDenoiser):
         denoiser = pipeline.finite.denoiser("guidance", denoiser)
     return clipped(denoiser, options.clip)
 
 
-def classifier_free(network: Denoiser, null: Condition, options: ResolvedOptions, target: PredictionType) -> Denoiser:
-    """Return a denoiser with classifier-free guidance: its scale, rescaling and time interval are those of `options`.
+def _partial_conditions(
+    pipeline: "Pipeline", prompts: Sequence[str | int], negative: str, options: ResolvedOptions, maps: Condition | None
+) -> tuple[list[Condition], list[float]]:
+    """Return the conditions under which `GuidanceChain` evaluates the model, but for that of all, and its scales.
+
+    Of P conditions the first 0, 1, ... are those of `prompts`, the rest that of the prompt `negative`. A condition
+    whose scale is the next one's is left out, as its term is zero; so is the first one where its scale is 1.
+    """
+    scales = list(options.guidance_scales or [options.guidance_scale] * max(1, pipeline.conditioner.drops))
+    needed = [k for k, scale in enumerate(scales) if (k == 0 or scales[k - 1] != scale) and (k > 0 or scale != 1)]
+    given, null = (pipeline.conditioner.prepare(each) for each in (prompts, [negative] * len(prompts)))
+    partial = []
+    for count in needed:
+        dropped = torch.arange(len(scales)) >= count
+        inputs = pipeline.conditioner.drop(given, null, dropped.expand(len(prompts), -1)) if count else null
+        partial.append(pipeline.encoded(inputs, maps))
+    return partial, [scales[k] for k in needed]
+
+
+def classifier_free(
+    network: Denoiser,
+    partial: Sequence[Condition],
+    scales: Sequence[float],
+    options: ResolvedOptions,
+    target: PredictionType,
+) -> Denoiser:
+    """Return a denoiser with classifier-free guidance: its rescaling and time interval are those of `options`.
 
     Args:
         network: the unguided denoiser.
-        null: the null condition, or that of a negative prompt, one row for each sample of the batch.
-        options: the guidance scale, rescale and interval are read.
+        partial: the null condition, or that of a negative prompt, one row for each sample of the batch; with several
+            scales, further conditions that lack some of the prompts' parts (see `GuidanceChain`).
+        scales: the guidance scale of each of `partial`.
+        options: the rescale and interval are read.
         target: what the network predicts; rescaling acts on this quantity.
     """
-    guided: Denoiser = ClassifierFree(network, null, options.guidance_scale, join=Condition.before)
+    classifier_free: ClassifierFreeGuidance = GuidanceChain(network, partial, scales)
+    if len(scales) == 1:
+        classifier_free = ClassifierFree(network, partial[0], scales[0], join=Condition.before)
+    guided: Denoiser = classifier_free
     if options.guidance_rescale > 0:
-        guided = Rescaled(guided, options.guidance_rescale, target)
+        guided = Rescaled(classifier_free, options.guidance_rescale, target)
     if options.guidance_interval != (0.0, 1.0):
         guided = Interval(guided, network, *options.guidance_interval)
     return guided

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 FAST_STEPS = 8  # with dpm++ pictures look about as with 50 steps (docs/results/performance.md, what steps are worth)
 _OF_CLASSIFIER = ("classifier_scale", "classifier_class", "algorithm")
 _ALWAYS_SAID = ("steps", "solver", "guidance_scale")
+_SCALES = ("guidance_scale", "guidance_scales")
+DEFAULT_LEVEL = 20  # noise level of a picture that is upscaled, as in diffusers' StableDiffusionUpscalePipeline
 
 
 class SamplingOptions(SamplerOptions):
@@ -39,6 +41,12 @@ class SamplingOptions(SamplerOptions):
     algorithm: Literal[1, 2] | None = Field(
         default=None,
         description="algorithm of Dhariwal & Nichol 2021: 1 shifts the mean (ddpm's default), 2 shifts eps",
+    )
+    noise_level: int | None = Field(
+        default=None,
+        ge=0,
+        le=999,
+        description=f"noise added to the picture that is upscaled, as in training; left out: {DEFAULT_LEVEL}",
     )
     autoguidance_scale: float | None = Field(
         default=None, ge=0, description="scale of guidance away from the guide model; left out: 2; 1: no guidance"
@@ -75,11 +83,14 @@ class SamplingOptions(SamplerOptions):
             UserError: an option has no effect on this model, or is impossible with it; the message names the flag.
         """
         self._check_guides(model)
+        if all(name in self.model_fields_set for name in _SCALES):
+            raise UserError("--guidance_scales stand in place of --guidance_scale; expected one of them")
         own = self._saved_options(model)
         values = {**(fallback or {}), **own, **self._unguided(model), **self._given_values}
         values["steps"] = self._steps(model, values)
         options = check(SamplingOptions, values, model.saved.file)
         timesteps = options._timesteps(model)
+        check_conditions(options, model)
         decided = {"steps": len(timesteps) - 1, "timesteps": timesteps, **options._decided(model)}
         decided["own"] = tuple(name for name in own if values[name] == own[name] and name not in self._unguided(model))
         resolved = ResolvedOptions(**options.model_dump() | decided)
@@ -102,10 +113,12 @@ class SamplingOptions(SamplerOptions):
         """
         given = self._given_values
         own = {name: value for name, value in model.saved.sampling.items() if name in SamplerOptions.model_fields}
+        scaled = any(name in given for name in _SCALES)  # then the saved scales are not used
         unguided = {**own, **self._unguided(model), **given}.get("guidance_scale") == 1
         sections = own.get("spacing") not in get_args(Spacing)  # such a spacing has a number of steps of its own
         stale = {
             *(OF_CONDITION if unguided else ()),
+            *(_SCALES if scaled else ("guidance_scales",) if unguided else ()),
             *(("eta",) if "solver" in given else ()),
             *(("spacing",) if (sections and "steps" in given) or self.solver.startswith(DIFFUSERS_PREFIX) else ()),
         }
@@ -114,12 +127,12 @@ class SamplingOptions(SamplerOptions):
     def _unguided(self, model: "Pipeline") -> dict[str, float]:
         """Return the guidance scale, {"guidance_scale": 1.0}, if guidance must be off by default for `model`, else {}.
 
-        The result is {} whenever the user gave a guidance scale. Guidance is off if the model's null condition is
+        The result is {} whenever the user gave guidance scales. Guidance is off if the model's null condition is
         missing or was not trained; a U-Net that takes the scale as input needs none. It is also off if a guide model
         guides instead, unless the user gave another option of classifier-free guidance. In place of 1.0, a U-Net that
         takes the scale gets the least scale that it was trained on.
         """
-        if "guidance_scale" in self.model_fields_set:
+        if any(name in self.model_fields_set for name in _SCALES):
             return {}
         no_null = not model.takes_scale and (model.conditioner.null is None or not model.saved.trains_null)
         guided = model.autoguidance_model is not None and self._given(OF_CONDITION) is None
@@ -153,7 +166,9 @@ class SamplingOptions(SamplerOptions):
             raise UserError(f"--{idle} needs --classifier DIR, a noisy classifier")
         if model.autoguidance_model is None and self.autoguidance_scale is not None:
             raise UserError("--autoguidance_scale needs --autoguidance_model DIR, a guide model of the same pictures")
-        guiding = "guidance_scale" if self._given_values.get("guidance_scale", 1) != 1 else self._given(OF_CONDITION)
+        given = self._given_values
+        guiding = "guidance_scales" if given.get("guidance_scales") else self._given(OF_CONDITION)
+        guiding = "guidance_scale" if given.get("guidance_scale", 1) != 1 else guiding
         if guiding is not None and model.conditioner.null is None:
             raise UserError(f"--{guiding} is for models with a condition, and this one is unconditional")
         if guiding is not None and not (model.takes_scale or model.saved.trains_null):
@@ -171,6 +186,22 @@ class SamplingOptions(SamplerOptions):
         except ValueError as error:
             what = f"--steps {self.steps}" if self.spacing in get_args(Spacing) else f"--spacing {self.spacing}"
             raise UserError(f"{what}: {error}") from None
+
+
+def check_conditions(options: SamplingOptions, model: "Pipeline") -> None:
+    """Check that there is one of several guidance scales for each condition, and a noise level only where one is taken.
+
+    Raises:
+        UserError: a model has another number of conditions than there are scales, or upscales no picture.
+    """
+    scales, count = options.guidance_scales, model.conditioner.drops
+    if scales is not None and len(scales) != count:
+        raise UserError(
+            f"--guidance_scales has {len(scales)} scales, but this model has {count} "
+            f"{'condition' if count == 1 else 'conditions'} that guidance leaves out; expected as many"
+        )
+    if options.noise_level is not None and (model.picture is None or not model.picture.takes_level):
+        raise UserError("--noise_level is for models that upscale a picture, and this is none")
 
 
 class ResolvedOptions(SamplingOptions):

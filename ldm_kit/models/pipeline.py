@@ -6,28 +6,24 @@ StableDiffusionPipeline, latents alone as LDMPipeline, and pixels alone as DDIMP
 
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, UNet2DConditionModel, UNet2DModel, VQModel
 from torch import Tensor
 
-from conditioning.base import Condition, Conditioner
+from conditioning.base import Condition, Inputs
+from ldm_kit.config import UserError
 from ldm_kit.data.lists import check_lists
 from ldm_kit.diffusion import rng
 from ldm_kit.diffusion.denoiser import Denoiser, NetworkDenoiser
-from ldm_kit.diffusion.finite import FiniteCheck
 from ldm_kit.diffusion.guidance import ClassifierGuided
-from ldm_kit.diffusion.posterior import VarianceType
-from ldm_kit.diffusion.prediction import PredictionType
 from ldm_kit.diffusion.samplers import State
-from ldm_kit.diffusion.schedule import Schedule, ScheduleConfig, build
 from ldm_kit.memory import Batch, BatchSize
 from ldm_kit.models import compatibility
-from ldm_kit.models.classifier import NoisyClassifier, first_stage_of
+from ldm_kit.models.classifier import NoisyClassifier
 from ldm_kit.models.compatibility import LatentSpace
 from ldm_kit.models.components import Components
 from ldm_kit.models.consistency_folder import open_components
@@ -37,73 +33,39 @@ from ldm_kit.models.guided import classifier_gradient, clipped, guided_denoiser,
 from ldm_kit.models.lora import merge_lora
 from ldm_kit.models.lora_paths import LoraPath
 from ldm_kit.models.options import ResolvedOptions, SamplingOptions
+from ldm_kit.models.picture_condition import Pictures, check_pictures, finished, picture_maps, with_level
+from ldm_kit.models.pipeline_parts import PipelineParts
 from ldm_kit.models.saved_sampling import SavedSampling
 from ldm_kit.models.saving import check_uncast, save_components
 from ldm_kit.nets.apply import apply_unet
 from ldm_kit.nets.casting import cast_weights, is_cast
-from ldm_kit.nets.guidance_embedding import takes_guidance_scale
 from ldm_kit.solvers.samplers import sample
 
 
 @dataclass(eq=False)
-class Pipeline:
+class Pipeline(PipelineParts):
     """A latent or pixel diffusion model: autoencoder, U-Net, conditioner and noise schedule, in evaluation mode."""
 
-    vae: AutoencoderKL | VQModel | None  # None: a pixel model, whose latents are the pictures in [-1, 1]
-    unet: UNet2DConditionModel | UNet2DModel  # maps x_t [B, Z, h, w] and timesteps [B] to `target` [B, Z, h, w]
-    conditioner: Conditioner  # encodes prompts or classes
-    schedule_config: ScheduleConfig  # settings from which `schedule` is built
-    target: PredictionType  # what the U-Net predicts
-    precision: torch.dtype | None = None  # dtype of autocast while sampling; None: no autocast
-    variance: VarianceType = "small"  # variance of ddpm's steps; learned_range: predicted in Z more channels
-    classifier: NoisyClassifier | None = None  # guides sampling by its gradient; set by `with_guides`
-    autoguidance_model: "Pipeline | None" = None  # weaker model for autoguidance; set by `with_guides`
-    saved: SavedSampling = field(default_factory=SavedSampling)  # this model's own defaults of the sampling options
-    schedule: Schedule = field(init=False)
-    finite: FiniteCheck = field(init=False, default_factory=FiniteCheck)  # finds NaN and infinity while sampling
+    def condition(self, prompts: Sequence[str | int], maps: Condition | None = None) -> Condition:
+        """Encode B prompts, or classes by name or number ("" for an unconditional model), to a condition.
 
-    def __post_init__(self) -> None:
-        self.schedule = build(self.schedule_config).to(self.device)
+        `maps` are those of the B pictures that condition the model (`picture_maps`); None: there are none.
 
-    @property
-    def device(self) -> torch.device:
-        """Device on which the networks are."""
-        return next(self.unet.parameters()).device
-
-    @property
-    def takes_scale(self) -> bool:
-        """Whether the U-Net takes the guidance scale as input."""
-        return takes_guidance_scale(self.unet)
-
-    @property
-    def latent_shape(self) -> tuple[int, int, int]:
-        """Shape (channels, height, width) of a latent, at the size that the U-Net was trained on."""
-        config: Any = self.unet.config
-        return config.out_channels // (1 + (self.variance == "learned_range")), config.sample_size, config.sample_size
-
-    @property
-    def space(self) -> LatentSpace:
-        """What a guide model must have in common with this one: noise schedule, latent shape and autoencoder."""
-        vae = None if self.vae is None else first_stage_of(self.vae)
-        return LatentSpace(self.schedule_config, self.latent_shape, vae)
-
-    def to(self, device: torch.device | str) -> "Pipeline":
-        """Move all networks, those of the guides too, to a device, in place; return this object."""
-        for module in (self.vae, self.unet, self.conditioner, self.classifier, self.autoguidance_model):
-            if module is not None:
-                module.to(device)  # pyright: ignore[reportArgumentType]  (diffusers decorates it)
-        self.schedule = self.schedule.to(device)
-        return self
-
-    def condition(self, prompts: Sequence[str | int]) -> Condition:
-        """Encode B prompts, or classes by name or number ("" for an unconditional model), to a condition."""
+        Raises:
+            UserError: the model is conditioned on a picture, and there are no maps.
+        """
         check_lists(prompts=prompts)
-        inputs = self.conditioner.prepare(prompts)
+        return self.encoded(self.conditioner.prepare(prompts), maps)
+
+    def encoded(self, inputs: Inputs, maps: Condition | None = None) -> Condition:
+        """Return the condition of what the conditioner prepared, with `maps`; errors are those of `condition`."""
+        if self.picture is not None and maps is None:
+            raise UserError(f"this model is told a picture ({self.picture.describe(self.resolution)}); give it one")
         condition = self.conditioner(**{name: value.to(self.device) for name, value in inputs.items()})
         for value in (condition.tokens, condition.vector):
             if value is not None:
                 self.finite.note("the encoder of prompts or classes", value)
-        return condition
+        return condition if maps is None else condition.joined(maps)
 
     def network(self, options: ResolvedOptions | None = None) -> Callable[..., Any]:
         """Return the U-Net as a function of (x, t, cond); with `options` it also gets their guidance scale."""
@@ -129,6 +91,7 @@ class Pipeline:
         if autoguidance_model is not None:
             compatibility.check_compatible("the guide model", autoguidance_model.space, self.space)
             compatibility.check_same_condition(autoguidance_model.conditioner, self.conditioner)
+            compatibility.check_same_picture(autoguidance_model.picture, self.picture)
         return replace(self, classifier=classifier, autoguidance_model=autoguidance_model)
 
     def denoiser(self, options: ResolvedOptions | None = None) -> NetworkDenoiser:
@@ -136,7 +99,9 @@ class Pipeline:
         network = self.finite.network("the U-Net", self.network(options))
         return NetworkDenoiser(network, self.schedule, self.target, self.variance == "learned_range")
 
-    def guided_denoiser(self, prompts: Sequence[str | int], options: ResolvedOptions) -> Denoiser:
+    def guided_denoiser(
+        self, prompts: Sequence[str | int], options: ResolvedOptions, maps: Condition | None = None
+    ) -> Denoiser:
         """Return the denoiser wrapped in classifier-free guidance, then autoguidance, then clipping, as `options` ask.
 
         A U-Net that takes the guidance scale as input gets it, in place of classifier-free guidance.
@@ -144,8 +109,9 @@ class Pipeline:
         Args:
             prompts: B prompts, encoded here for `autoguidance_model`; each call takes this model's own condition.
             options: sampling options, resolved for this model.
+            maps: maps of the B pictures that condition the model; None: there are none.
         """
-        return guided_denoiser(self, prompts, options)
+        return guided_denoiser(self, prompts, options, maps)
 
     def labels(self, prompts: Sequence[str | int], options: SamplingOptions) -> Tensor | None:
         """Return class indices [B] to guide to, of `classifier_class` or else `prompts`; None: no classifier."""
@@ -157,7 +123,13 @@ class Pipeline:
 
     @torch.no_grad()
     def states(
-        self, prompts: Sequence[str | int], seeds: Sequence[int], options: ResolvedOptions, noise: Tensor | None = None
+        self,
+        prompts: Sequence[str | int],
+        seeds: Sequence[int],
+        options: ResolvedOptions,
+        noise: Tensor | None = None,
+        *,
+        pictures: Pictures | None = None,
     ) -> Iterator[State]:
         """Sample one batch of latents, and yield the state after each step.
 
@@ -170,6 +142,7 @@ class Pipeline:
             seeds: B seeds; a latent depends on its own prompt and seed alone.
             options: sampling options that `SamplingOptions.resolve(pipeline)` returned.
             noise: x_T [B, Z, h, w]; None: drawn from the seeds.
+            pictures: what conditions the samples, for a model that is told pictures (see `generate`).
 
         Yields:
             The state after each step; x of the last state is the clean latent.
@@ -177,12 +150,14 @@ class Pipeline:
         Raises:
             NonFiniteError: a network, the guidance or a step gives NaN or infinity.
         """
-        denoiser, gradient = self.guided_denoiser(prompts, options), classifier_gradient(self, prompts, options)
+        given = with_level(self.picture, check_pictures(self, pictures, len(prompts)), options.noise_level)
+        maps = picture_maps(self, given, seeds)
+        denoiser, gradient = self.guided_denoiser(prompts, options, maps), classifier_gradient(self, prompts, options)
         if gradient is not None and options.algorithm == 2:
             denoiser, gradient = ClassifierGuided(denoiser, gradient), None
             denoiser = denoiser if options.clip == "published" else clipped(denoiser, options.clip)
         start = (rng.initial_noise(seeds, self.latent_shape) if noise is None else noise).to(self.device)
-        cond, times = self.condition(prompts), list(options.timesteps)
+        cond, times = self.condition(prompts, maps), list(options.timesteps)
         steps = {"eta": options.eta, "gradient": gradient, "variance": step_variance(self.variance)}
         yield from self.finite.states(sample(options.solver, denoiser, start, times, cond, seeds=seeds, **steps))
 
@@ -196,6 +171,8 @@ class Pipeline:
         seeds: Sequence[int],
         options: SamplingOptions | None = None,
         batch_size: Batch = 32,
+        *,
+        pictures: Pictures | None = None,
     ) -> Iterator[Tensor]:
         """Generate pictures, a batch at a time; a picture depends on its own prompt and seed alone.
 
@@ -204,6 +181,9 @@ class Pipeline:
             seeds: N seeds.
             options: an option left out has the value saved with the model, or else its default; None: all left out.
             batch_size: most pictures at once; halved when memory runs out.
+            pictures: what conditions the samples, for a model that is told pictures: `image`, uint8 [N, C, r, r] or,
+                one for all samples, [1, C, r, r]; for inpainting also `mask`, bool [N, r, r], True where the picture is
+                made anew.
 
         Yields:
             The next b pictures, uint8 [b, C, H, W] on the CPU, with b at most `batch_size`.
@@ -213,14 +193,16 @@ class Pipeline:
         """
         check_lists(prompts=prompts, seeds=seeds)
         resolved, size = (options or SamplingOptions()).resolve(self), BatchSize.of(batch_size)
+        given = check_pictures(self, pictures, len(prompts))
 
-        def latents(indices: range) -> Tensor:
+        def latents(indices: range) -> tuple[Tensor, Pictures]:
             batch = slice(indices.start, indices.stop)
-            states = self.states(prompts[batch], seeds[batch], resolved)
-            return deque(states, maxlen=1)[0].x  # holds one state at a time
+            own = {name: value[batch] for name, value in given.items()}
+            states = self.states(prompts[batch], seeds[batch], resolved, pictures=own)
+            return deque(states, maxlen=1)[0].x, own  # holds one state at a time
 
-        for x in size.batches(len(prompts), latents):  # decoded by themselves, as that may take the most memory
-            yield torch.cat([*size.map(x, self.pictures)])
+        for x, own in size.batches(len(prompts), latents):  # decoded by themselves, as that may take the most memory
+            yield finished(self.picture, torch.cat([*size.map(x, self.pictures)]), own)
 
     def save(self, folder: Path) -> None:
         """Write this model without its guides to `folder`: a sub-folder for each component, and model_index.json.
@@ -230,7 +212,7 @@ class Pipeline:
         """
         check_uncast(self.unet, folder)
         noise = Noise(self.schedule_config, self.target, self.variance)
-        save_components(folder, Components(self.vae, self.unet, self.conditioner, noise))
+        save_components(folder, Components(self.vae, self.unet, self.conditioner, noise, self.picture))
         self.saved.write(folder)
 
     @classmethod
@@ -253,8 +235,11 @@ class Pipeline:
             UserError: the folder or a component is missing, is broken, does not fit or is not supported.
         """
         opened = ModelFolder.open(folder)
-        (vae, unet, conditioner, noise), saved = open_components(opened, device), SavedSampling.read(opened.path)
+        (vae, unet, conditioner, noise, picture), saved = (
+            open_components(opened, device),
+            SavedSampling.read(opened.path),
+        )
         merge_lora(unet, conditioner, lora)
         if precision is not None:
             cast_weights(unet, precision)
-        return cls(vae, unet, conditioner, *noise[:2], precision, noise.variance, saved=saved)
+        return cls(vae, unet, conditioner, *noise[:2], precision, noise.variance, saved=saved, picture=picture)

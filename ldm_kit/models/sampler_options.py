@@ -9,7 +9,7 @@ import math
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, NamedTuple, Self
 
-from pydantic import AfterValidator, Field, field_validator, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, field_validator, model_validator
 
 from ldm_kit.config import Config
 from ldm_kit.solvers.table import DIFFUSERS_PREFIX, find_sampler, names_where, sampler_help, sampler_names
@@ -51,6 +51,21 @@ def check_interval(interval: tuple[float, float]) -> tuple[float, float]:
     return interval
 
 
+def _split(scales: Any) -> Any:
+    """Return guidance scales that are given as text, "7.5,1.5", as a list; others, such as a list, as they are."""
+    return scales.split(",") if isinstance(scales, str) else scales
+
+
+def _check_scales(scales: tuple[float, ...]) -> tuple[float, ...]:
+    if not scales or min(scales) < 0:
+        raise ValueError("expected scales of 0 or more, with commas between them")
+    return scales
+
+
+Scales = Annotated[tuple[float, ...], BeforeValidator(_split), AfterValidator(_check_scales)]
+"""Type of a field with several guidance scales."""
+
+
 class GuidanceRange(NamedTuple):
     """The guidance scales and times on which a U-Net that takes the scale as input was trained."""
 
@@ -79,6 +94,12 @@ class SamplerOptions(Config):
     )
     guidance_scale: float = Field(
         default=3.0, ge=0, description="scale of classifier-free guidance; 1: no guidance", json_schema_extra=OWN
+    )
+    guidance_scales: Scales | None = Field(
+        default=None,
+        description="in place of guidance_scale, a scale for each condition of a model with several, in the order of "
+        "its config and with commas between them: 7.5,1.5",
+        json_schema_extra={**OWN, "listed": True},
     )
     negative_prompt: str | None = Field(
         default=None,
@@ -136,9 +157,14 @@ class SamplerOptions(Config):
         if self.eta > 0 and not self._takes_eta:
             taken = ", ".join(names_where(lambda sampler: sampler.takes_eta))
             raise ValueError(f"--eta {self.eta:g} is for {taken} alone, but --solver is {self.solver}")
-        if self.guidance_scale == 1 and (idle := self._given(OF_CONDITION)):
+        if not self.guides and (idle := self._given(OF_CONDITION)):
             raise ValueError(f"--{idle} has no effect at --guidance_scale 1; expected another scale")
         return self
+
+    @property
+    def guides(self) -> bool:
+        """Whether a scale of classifier-free guidance is other than 1."""
+        return any(scale != 1 for scale in self.guidance_scales or (self.guidance_scale,))
 
     @property
     def _takes_eta(self) -> bool:
@@ -162,7 +188,7 @@ def check_scale(options: SamplerOptions, trained: GuidanceRange, prefix: str = "
     Raises:
         ValueError: an option of classifier-free guidance, or a scale or interval on which the U-Net was not trained.
     """
-    if idle := options._given(("negative_prompt", "guidance_rescale")):
+    if idle := options._given(("negative_prompt", "guidance_rescale", "guidance_scales")):
         raise ValueError(
             f"{prefix}{idle} is for classifier-free guidance, but this model's network takes the guidance scale as "
             "input; leave it out"

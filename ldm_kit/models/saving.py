@@ -10,13 +10,16 @@ from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel, UNet2D
 from torch import nn
 
 import conditioning.factory as conditioners
+from conditioning.inpainting import Inpainting
+from conditioning.pictures import PictureCondition
 from ldm_kit.config import UserError
 from ldm_kit.diffusion.posterior import VarianceType
 from ldm_kit.diffusion.prediction import PredictionType
 from ldm_kit.diffusion.schedule import ScheduleConfig
-from ldm_kit.models.components import OUR_LIBRARIES, Components
+from ldm_kit.models.components import OUR_LIBRARIES, Components, picture_channels
 from ldm_kit.models.consistency_folder import check_trainable
 from ldm_kit.models.folder import INDEX, strip_paths
+from ldm_kit.models.picture_condition import INPAINT_CLASS, write_picture_condition
 from ldm_kit.solvers.scheduler_config import saved_scheduler
 from ldm_kit.training.checkpoint import MANIFEST
 
@@ -27,12 +30,13 @@ def save_components(folder: Path, components: Components) -> None:
     Each component has a sub-folder, as in diffusers, which can open the folder if `pipeline_class` names a diffusers
     class. UserError: the model is one that `check_trainable` refuses; nothing is written.
     """
-    vae, unet, conditioner, noise = components
+    vae, unet, conditioner, noise, picture = components
     check_trainable(unet, f"what is to be saved to {folder}")
     folder.mkdir(parents=True, exist_ok=True)
     scheduler = scheduler_to_save(*noise, pixels=vae is None)
     entries = conditioners.save(conditioner, folder)
-    kind = pipeline_class(vae, unet, scheduler, entries)
+    kind = pipeline_class(vae, unet, scheduler, entries, picture)
+    write_picture_condition(folder, picture)
     if vae is not None:
         name = "vqvae" if kind == "LDMPipeline" else "vae"
         vae.save_pretrained(folder / name)
@@ -45,7 +49,7 @@ def save_components(folder: Path, components: Components) -> None:
         "scheduler": scheduler_entry(scheduler),
         **entries,
     }
-    if kind == "StableDiffusionPipeline":
+    if kind in ("StableDiffusionPipeline", INPAINT_CLASS):
         absent = ("safety_checker", "feature_extractor", "image_encoder")
         index |= dict.fromkeys(absent, (None, None)) | {"requires_safety_checker": False}
     write_index(folder, index)
@@ -84,7 +88,9 @@ def unet_entry(unet: Any) -> tuple[str, str]:
     return OUR_LIBRARIES.get(name, "diffusers"), name
 
 
-def pipeline_class(vae: Any, unet: Any, scheduler: Any, entries: Mapping[str, Any]) -> str:
+def pipeline_class(
+    vae: Any, unet: Any, scheduler: Any, entries: Mapping[str, Any], picture: PictureCondition | None = None
+) -> str:
     """Return the diffusers pipeline class that can sample from these components; "ldm_kit.Pipeline" if none can.
 
     A U-Net that predicts its variance has twice as many output channels. Among diffusers' schedulers only DDPM's
@@ -97,10 +103,18 @@ def pipeline_class(vae: Any, unet: Any, scheduler: Any, entries: Mapping[str, An
         scheduler: the diffusers scheduler that is saved.
         entries: (library, class) of each of the conditioner's components, by component name; empty for a frozen text
             encoder and for an unconditional model.
+        picture: what pictures condition the model; None: none do.
     """
+    of_text = isinstance(vae, AutoencoderKL) and isinstance(unet, UNet2DConditionModel)
+    of_text = of_text and entries.keys() == {"text_encoder", "tokenizer"} and unet.class_embedding is None
+    if picture is not None:
+        maps = picture_channels(picture, vae, unet.config["out_channels"])
+        told = isinstance(picture, Inpainting) and unet.config["in_channels"] - maps == unet.config["out_channels"]
+        latents = of_text and maps == 1 + unet.config["out_channels"]
+        return INPAINT_CLASS if told and latents else "ldm_kit.Pipeline"
     if vae is not None and unet.config["out_channels"] != unet.config["in_channels"]:
         return "ldm_kit.Pipeline"
-    if isinstance(vae, AutoencoderKL) and isinstance(unet, UNet2DConditionModel) and "text_encoder" in entries:
+    if of_text:
         return "StableDiffusionPipeline"
     # a frozen encoder has no entry, yet is a condition
     if entries or type(unet) is not UNet2DModel or unet.class_embedding is not None:

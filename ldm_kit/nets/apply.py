@@ -11,7 +11,7 @@ from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from torch import Tensor
 
 from ldm_kit.nets.guidance_embedding import embed_scale, takes_guidance_scale
-from ldm_kit.nets.unet import UNet
+from ldm_kit.nets.unet import UNet, takes_level
 
 
 class ConditionLike(Protocol):
@@ -35,6 +35,11 @@ class ConditionLike(Protocol):
     @property
     def concat(self) -> Tensor | None:
         """Maps [B, C, h, w] that are concatenated to the U-Net's input along the channels; None: no maps."""
+        ...
+
+    @property
+    def level(self) -> Tensor | None:
+        """Noise level [B] of `concat`, which a U-Net that `takes_level` embeds as it does the timestep; None: none."""
         ...
 
 
@@ -61,9 +66,11 @@ def apply_unet(
     dtype = unet.conv_in.weight.dtype
     tensors = _expanded(condition, len(x), dtype)
     _check_condition(unet, tensors)
+    _check_channels(unet, x, tensors["concat"])
     if tensors["concat"] is not None:
         x = torch.cat([x.to(dtype), tensors["concat"]], dim=1)
-    arguments: dict[str, Any] = {"class_labels": tensors["vector"], "return_dict": False}
+    added = tensors["level"] if takes_level(unet) else tensors["vector"]
+    arguments: dict[str, Any] = {"class_labels": added, "return_dict": False}
     if isinstance(unet, UNet2DConditionModel):
         arguments |= {"encoder_hidden_states": tensors["tokens"], "encoder_attention_mask": tensors["mask"]}
     if takes_guidance_scale(unet):
@@ -75,26 +82,36 @@ def apply_unet(
 
 
 def _expanded(condition: ConditionLike | None, batch: int, dtype: torch.dtype) -> dict[str, Tensor | None]:
-    """Return a condition's tensors by name (tokens, mask, vector, concat), each expanded to `batch` rows.
+    """Return a condition's tensors by name (tokens, mask, vector, concat, level), each expanded to `batch` rows.
 
-    All but the mask are cast to `dtype`. A tensor that the condition lacks is None.
+    All but mask and level are cast to `dtype`. A tensor that the condition lacks is None.
     """
     tensors: dict[str, Tensor | None] = {}
-    for name in ("tokens", "mask", "vector", "concat"):
+    for name in ("tokens", "mask", "vector", "concat", "level"):
         value: Tensor | None = getattr(condition, name, None)
         if value is not None:
             value = value.expand(batch, *value.shape[1:])
-            value = value if name == "mask" else value.to(dtype)
+            value = value if name in ("mask", "level") else value.to(dtype)
         tensors[name] = value
     return tensors
 
 
 def _check_condition(unet: UNet, tensors: Mapping[str, Tensor | None]) -> None:
-    attends = isinstance(unet, UNet2DConditionModel)
-    for name, needed in (("tokens", attends), ("vector", unet.class_embedding is not None)):
+    attends, level = isinstance(unet, UNet2DConditionModel), takes_level(unet)
+    vector = unet.class_embedding is not None and not level
+    for name, needed in (("tokens", attends), ("vector", vector), ("level", level)):
         if needed != (tensors[name] is not None):
             verb = "needs" if needed else "cannot use"
             raise ValueError(f"this {type(unet).__name__} {verb} a condition's {name}; got {_present(tensors)}")
+
+
+def _check_channels(unet: UNet, x: Tensor, concat: Tensor | None) -> None:
+    given, needed = x.shape[1] + (0 if concat is None else concat.shape[1]), unet.config["in_channels"]
+    if given != needed:
+        maps = "no maps" if concat is None else f"maps of {concat.shape[1]}"
+        raise ValueError(
+            f"this {type(unet).__name__} takes {needed} channels; got an input of {x.shape[1]} and {maps} as condition"
+        )
 
 
 def _present(tensors: Mapping[str, Tensor | None]) -> str:

@@ -21,6 +21,12 @@ from ldm_kit.nets.presets import PRESETS
 from ldm_kit.nets.zero_init import zero_init_like_adm as zero_init_like_adm
 
 UNet = UNet2DConditionModel | UNet2DModel
+LEVEL = "timestep"  # diffusers' class_embed_type of a network that takes a noise level
+
+
+def takes_level(unet: Any) -> bool:
+    """Return whether a U-Net takes the noise level [B] of a picture condition as an input."""
+    return unet.config.get("class_embed_type") == LEVEL
 
 
 class UNetConfig(LevelsConfig):
@@ -141,6 +147,7 @@ def build_unet(
     out_channels: int | None = None,
     vector_width: int | None = None,
     guidance_width: int | None = None,
+    level: bool = False,
 ) -> UNet:
     """Build the network x_t [B, channels, h, w] -> [B, out_channels, h, w], with diffusers' random initialisation.
 
@@ -154,12 +161,18 @@ def build_unet(
             network takes no vector.
         guidance_width: number of sinusoids that embed the guidance scale, an input whose weights start at zero; only
             for networks with tokens. None: the guidance scale is no input.
+        level: whether the noise level of a picture condition is an input, embedded as the timestep is.
 
     Raises:
         UserError: `sample_size` cannot be halved once for every level after the first; or, without tokens,
             `vector_width` is not the width of the time embedding, or `guidance_width` is given; or, with tokens,
-            `config.resample` is "resnet".
+            `config.resample` is "resnet"; or both `vector_width` and `level` are given.
     """
+    if level and vector_width is not None:
+        raise UserError(
+            "a U-Net of diffusers takes either a vector or a picture's noise level; expected condition.form token, or "
+            "no condition of kind super_resolution"
+        )
     if sample_size % config.factor:
         raise UserError(
             f"a latent of side {sample_size} cannot be halved {len(config.widths) - 1} times; expected a multiple of "
@@ -176,13 +189,14 @@ def build_unet(
         "time_embedding_dim": config.time_channels,
         "resnet_time_scale_shift": "default" if config.time == "add" else config.time,
     }
+    of_level = {"class_embed_type": LEVEL} if level else {}
     if cross_width is None:
         check_no_guidance_scale(guidance_width)
-        settings = {**shape, **_plain(config, vector_width)}
+        settings = {**shape, **_plain(config, vector_width), **of_level}
         if config.equal_heads and len({*config.attended}) > 1:
             return AdmUNet(**settings, heads=config.heads or 1)
         return UNet2DModel(**settings, attention_head_dim=config.common_head_size())
-    crossed = _crossed(config, cross_width, vector_width)
+    crossed = {**_crossed(config, cross_width, vector_width), **of_level}
     return zero_guidance_scale(UNet2DConditionModel(**shape, **crossed, time_cond_proj_dim=guidance_width))
 
 

@@ -1,0 +1,285 @@
+"""Several conditioners of one model: captions and classes, or captions by several encoders.
+
+Tokens are joined along the length; those of fewer channels are padded with zeros, as Stable Diffusion 3 joins its
+encoders' tokens (Esser et al. 2024, section 4). Vectors are joined along the channels, as in SDXL (Podell et al. 2024);
+for a denoiser without attention they are added.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from conditioning.base import Conditioner, Inputs, Progress, drop
+from conditioning.combined_config import MOST, CombinedConfig, parts_of
+from conditioning.condition import Condition, ConditioningError
+from conditioning.registry import CONDITIONERS, kind_of
+
+FILE = "conditioners.json"
+SUFFIXES = ("", *(f"_{number}" for number in range(2, MOST + 1)))
+"""Ends of component folders: text_encoder, text_encoder_2, ... for several conditioners of one kind."""
+
+
+class CombinedConditioner(Conditioner):
+    """Turn prompts into the conditions of several conditioners, and join these.
+
+    Args:
+        parts: the conditioners.
+        sources: for each of them, where it takes its values: "caption", "class" or the name of a column.
+
+    Raises:
+        ConditioningError: vectors cannot be added, or a kind that is not built in comes twice.
+    """
+
+    Config = CombinedConfig
+    marker = FILE
+    components = MappingProxyType(
+        {f"{name}{end}": entry for kind in CONDITIONERS for name, entry in kind.components.items() for end in SUFFIXES}
+    )
+    null = ""
+
+    def __init__(self, parts: Sequence[Conditioner], sources: Sequence[str]) -> None:
+        super().__init__()
+        self.parts, self.part_sources = nn.ModuleList(parts), tuple(sources)
+        self.suffixes = _suffixes(parts)
+        self.modality = " and ".join(dict.fromkeys(part.modality for part in parts))
+        self.width, self.vector_width = _joined_widths([(part.width, part.vector_width) for part in parts])
+
+    @property
+    def _parts(self) -> list[Conditioner]:
+        return [*self.parts]  # pyright: ignore[reportReturnType]
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """The different sources of values, each once: the parts of a prompt."""
+        return tuple(dict.fromkeys(self.part_sources))
+
+    @property
+    def drops(self) -> int:
+        """Number of conditions, each of which is dropped by itself."""
+        return len(self.parts)
+
+    @classmethod
+    def build(
+        cls, config: CombinedConfig, *, captions: Sequence[str] = (), classes: Sequence[str] = (), **data: Any
+    ) -> "CombinedConditioner":
+        """Build each conditioner; `captions` are the prompts that `config.values` returned.
+
+        Raises:
+            ConditioningError: one of them cannot be built.
+        """
+        columns = dict(zip(config.sources, parts_of(captions, config.sources), strict=True))
+        parts = [
+            _kind(each.kind).build(each, captions=[str(text) for text in columns[each.source]], classes=classes, **data)
+            for each in config.members
+        ]
+        return cls(parts, [each.source for each in config.members])
+
+    @classmethod
+    def widths(cls, config: CombinedConfig, time_width: int | None) -> tuple[int | None, int | None] | None:
+        """Return the widths of the joined tokens and vectors; None if those of a part are not known."""
+        widths = [_kind(each.kind).widths(each, time_width) for each in config.members]
+        known = [width for width in widths if width is not None]
+        return _joined_widths(known) if len(known) == len(widths) else None
+
+    def fits(self, config: CombinedConfig) -> bool:
+        """Return whether a run with `config` can go on with all of these conditioners."""
+        same = [each.kind for each in config.members] == [kind_of(type(part)) for part in self._parts]
+        return same and all(part.fits(each) for part, each in zip(self._parts, config.members, strict=True))
+
+    def with_classes(self, classes: Sequence[str]) -> tuple["CombinedConditioner", str | None]:
+        """Return these conditioners for a run whose pictures have `classes`, and a sentence on what is new."""
+        pairs = [part.with_classes(classes) for part in self._parts]
+        notes = [note for _, note in pairs if note is not None]
+        return CombinedConditioner([part for part, _ in pairs], self.part_sources), "; ".join(notes) or None
+
+    @property
+    def structure(self) -> dict[str, Any]:
+        """Kind, source and structure of each part."""
+        rows = zip(self._parts, self.part_sources, strict=True)
+        return {
+            "parts": [{"kind": kind_of(type(part)), "source": source, **part.structure} for part, source in rows],
+        }
+
+    @classmethod
+    def from_structure(cls, structure: Mapping[str, Any]) -> "CombinedConditioner":
+        """Build the conditioners whose structures `structure` has; their weights are random."""
+        rows = structure["parts"]
+        return cls([_kind(row["kind"]).from_structure(row) for row in rows], [row["source"] for row in rows])
+
+    @classmethod
+    def load(cls, folder: Path, suffix: str = "") -> "CombinedConditioner":
+        """Load the conditioners that `folder`/conditioners.json names.
+
+        Raises:
+            ConditioningError: the file is invalid, or a conditioner cannot be loaded.
+        """
+        return cls._open(folder, whole=False)
+
+    @classmethod
+    def load_whole(cls, folder: Path, suffix: str = "") -> "CombinedConditioner":
+        """Load what `load` loads; raises ConditioningError also if weights have tensors of no use."""
+        return cls._open(folder, whole=True)
+
+    @classmethod
+    def _open(cls, folder: Path, *, whole: bool) -> "CombinedConditioner":
+        parts, rows = [], _rows(folder)
+        for kind, suffix, _ in rows:
+            load = kind.load_whole if whole else kind.load
+            parts.append(load(folder, suffix) if suffix else load(folder))
+        return cls(parts, [source for *_, source in rows])
+
+    @property
+    def trainable(self) -> dict[str, nn.Module]:
+        """Networks trained jointly with the denoiser, by the component folder in which `save` puts each."""
+        pairs = zip(self._parts, self.suffixes, strict=True)
+        return {f"{name}{end}": network for part, end in pairs for name, network in part.trainable.items()}
+
+    @property
+    def encoder_digest(self) -> str | None:
+        """Hashes of the frozen encoders; None: there are none."""
+        return " ".join(filter(None, (part.encoder_digest for part in self._parts))) or None
+
+    @property
+    def frozen_encoder(self) -> str | None:
+        """What the states of the frozen encoders depend on; None: there are none."""
+        return " ".join(filter(None, (part.frozen_encoder for part in self._parts))) or None
+
+    @classmethod
+    def frozen_encoder_in(cls, folder: Path, suffix: str = "") -> str | None:
+        """Return `frozen_encoder` of the conditioners saved in `folder`, without loading the encoders."""
+        texts = [
+            kind.frozen_encoder_in(folder, suffix) if suffix else kind.frozen_encoder_in(folder)
+            for kind, suffix, _ in _rows(folder)
+        ]
+        return " ".join(filter(None, texts)) or None
+
+    def prepare(self, raw: Sequence[str | int], progress: Progress | None = None) -> Inputs:
+        """Turn N prompts into the inputs of each part, by names such as "0.ids" and "1.labels".
+
+        Raises:
+            ConditioningError: a prompt has a wrong number of parts, or a part is no caption or no known class.
+        """
+        columns = dict(zip(self.sources, parts_of(raw, self.sources), strict=True))
+        prepared: Inputs = {}
+        for index, (part, source) in enumerate(zip(self._parts, self.part_sources, strict=True)):
+            part.on_truncated, part.in_batches = self.on_truncated, self.in_batches
+            values = part.prepare(columns[source], progress)
+            prepared |= {f"{index}.{name}": value for name, value in values.items()}
+        return prepared
+
+    def forward(self, **inputs: Tensor) -> Condition:
+        """Return the joined condition of B samples, from the inputs [B, ...] of each part."""
+        conditions = [part(**_inputs_of(index, inputs)) for index, part in enumerate(self.parts)]
+        tokens, mask = _join_tokens(conditions)
+        vectors = [condition.vector for condition in conditions if condition.vector is not None]
+        vector = None
+        if vectors:
+            vector = torch.stack(vectors).sum(0) if tokens is None else torch.cat(vectors, dim=1)
+        return Condition(tokens, mask, vector)
+
+    def drop(self, inputs: Inputs, null: Inputs, dropped: Tensor) -> Inputs:
+        """Replace the inputs of part p of sample b by the null condition's where `dropped` [B, P] is True."""
+        result: Inputs = {}
+        for index in range(len(self.parts)):
+            own = drop(_inputs_of(index, inputs), _inputs_of(index, null), dropped[:, index])
+            result |= {f"{index}.{name}": value for name, value in own.items()}
+        return result
+
+    def release(self) -> None:
+        """Free the frozen encoders."""
+        for part in self._parts:
+            part.release()
+
+    def save(self, folder: Path, suffix: str = "") -> dict[str, tuple[str, str]]:
+        """Write the component folders of each part, and `folder`/conditioners.json; return the folders' entries."""
+        entries: dict[str, tuple[str, str]] = {}
+        rows = [*zip(self._parts, self.suffixes, self.part_sources, strict=True)]
+        for part, suffix, _ in rows:
+            entries |= part.save(folder, suffix) if suffix else part.save(folder)
+        listed = [{"kind": kind_of(type(part)), "suffix": end, "source": source} for part, end, source in rows]
+        (folder / FILE).write_text(json.dumps(listed, indent=2) + "\n", encoding="utf-8")
+        return entries
+
+    def class_names(self, prompts: Sequence[str | int]) -> list[str] | None:
+        """Return the class name of each prompt, if exactly one part is of classes; else None."""
+        columns = dict(zip(self.sources, parts_of(prompts, self.sources), strict=True))
+        rows = zip(self._parts, self.part_sources, strict=True)
+        names = [part.class_names(columns[source]) for part, source in rows]
+        known = [value for value in names if value is not None]
+        return known[0] if len(known) == 1 else None
+
+
+def _kind(kind: str) -> type[Conditioner]:
+    return next(conditioner for conditioner in CONDITIONERS if kind_of(conditioner) == kind)
+
+
+def _rows(folder: Path) -> list[tuple[type[Conditioner], str, str]]:
+    """Read class, suffix of the folders, and source of each conditioner from `folder`/conditioners.json.
+
+    Raises:
+        ConditioningError: the file is invalid.
+    """
+    path, kinds = folder / FILE, {kind_of(conditioner): conditioner for conditioner in CONDITIONERS}
+    try:
+        rows = json.loads(path.read_text(encoding="utf-8"))
+        result = [(kinds[row["kind"]], str(row["suffix"]), str(row["source"])) for row in rows]
+        valid = 0 < len(result) <= MOST and all(suffix in SUFFIXES for _, suffix, _ in result)
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        result, valid = [], False
+    if not valid:
+        raise ConditioningError(f"{path} lists no conditioners; expected kind, suffix and source of 1 to {MOST}")
+    return result
+
+
+def _suffixes(parts: Sequence[Conditioner]) -> list[str]:
+    """Return the end of each part's component folders: "" for the first of a kind, then "_2", "_3", ...
+
+    Raises:
+        ConditioningError: a kind comes twice whose class cannot save with a suffix.
+    """
+    kinds = [type(part) for part in parts]
+    for kind in kinds:
+        if kinds.count(kind) > 1 and not kind.repeats:
+            raise ConditioningError(f"condition.kind {kind_of(kind)} can be used once in a model, but comes twice")
+    return [SUFFIXES[kinds[:index].count(kind)] for index, kind in enumerate(kinds)]
+
+
+def _joined_widths(widths: Sequence[tuple[int | None, int | None]]) -> tuple[int | None, int | None]:
+    """Return the widths of joined tokens and of joined vectors; None: there are none.
+
+    Raises:
+        ConditioningError: vectors of different widths would have to be added.
+    """
+    tokens, vectors = ([pair[k] for pair in widths if pair[k] is not None] for k in (0, 1))
+    width = max((value for value in tokens if value is not None), default=None)
+    if not vectors:
+        return width, None
+    if width is not None:
+        return width, sum(value or 0 for value in vectors)
+    if len({*vectors}) > 1:
+        raise ConditioningError(f"vectors of widths {vectors} cannot be added; expected equal condition.width")
+    return None, vectors[0]
+
+
+def _inputs_of(index: int, inputs: Mapping[str, Tensor]) -> Inputs:
+    start = f"{index}."
+    return {name.removeprefix(start): value for name, value in inputs.items() if name.startswith(start)}
+
+
+def _join_tokens(conditions: Sequence[Condition]) -> tuple[Tensor | None, Tensor | None]:
+    """Return tokens [B, L1 + L2 + ..., D] and their mask; None twice if there are no tokens."""
+    pairs = [(each.tokens, each.mask) for each in conditions if each.tokens is not None]
+    if not pairs:
+        return None, None
+    width = max(tokens.shape[2] for tokens, _ in pairs)
+    joined = torch.cat([F.pad(tokens, (0, width - tokens.shape[2])) for tokens, _ in pairs], dim=1)
+    if all(mask is None for _, mask in pairs):
+        return joined, None
+    masks = [tokens.new_ones(tokens.shape[:2], dtype=torch.bool) if mask is None else mask for tokens, mask in pairs]
+    return joined, torch.cat(masks, dim=1)

@@ -1,0 +1,84 @@
+"""The parts of a diffusion model: its networks, its noise schedule, and what follows from these alone."""
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Self
+
+import torch
+from diffusers import AutoencoderKL, UNet2DConditionModel, UNet2DModel, VQModel
+
+from autoencoder.base import reduction
+from conditioning.base import Conditioner
+from conditioning.pictures import PictureCondition
+from ldm_kit.diffusion.finite import FiniteCheck
+from ldm_kit.diffusion.posterior import VarianceType
+from ldm_kit.diffusion.prediction import PredictionType
+from ldm_kit.diffusion.schedule import Schedule, ScheduleConfig, build
+from ldm_kit.models.classifier import NoisyClassifier, first_stage_of
+from ldm_kit.models.compatibility import LatentSpace
+from ldm_kit.models.saved_sampling import SavedSampling
+from ldm_kit.nets.guidance_embedding import takes_guidance_scale
+
+if TYPE_CHECKING:
+    from ldm_kit.models.pipeline import Pipeline
+
+
+@dataclass(eq=False)
+class PipelineParts:
+    """The parts of a `Pipeline`; an argument for each."""
+
+    vae: AutoencoderKL | VQModel | None  # None: a pixel model, whose latents are the pictures in [-1, 1]
+    unet: UNet2DConditionModel | UNet2DModel  # maps x_t [B, Z, h, w] and timesteps [B] to `target` [B, Z, h, w]
+    conditioner: Conditioner  # encodes prompts or classes
+    schedule_config: ScheduleConfig  # settings from which `schedule` is built
+    target: PredictionType  # what the U-Net predicts
+    precision: torch.dtype | None = None  # dtype of autocast while sampling; None: no autocast
+    variance: VarianceType = "small"  # variance of ddpm's steps; learned_range: predicted in Z more channels
+    classifier: NoisyClassifier | None = None  # guides sampling by its gradient; set by `with_guides`
+    autoguidance_model: "Pipeline | None" = None  # weaker model for autoguidance; set by `with_guides`
+    saved: SavedSampling = field(default_factory=SavedSampling)  # this model's own defaults of the sampling options
+    picture: PictureCondition | None = None  # what pictures condition the model; None: none do
+    schedule: Schedule = field(init=False)
+    finite: FiniteCheck = field(init=False, default_factory=FiniteCheck)  # finds NaN and infinity while sampling
+
+    def __post_init__(self) -> None:
+        self.schedule = build(self.schedule_config).to(self.device)
+
+    @property
+    def device(self) -> torch.device:
+        """Device on which the networks are."""
+        return next(self.unet.parameters()).device
+
+    @property
+    def takes_scale(self) -> bool:
+        """Whether the U-Net takes the guidance scale as input."""
+        return takes_guidance_scale(self.unet)
+
+    @property
+    def latent_shape(self) -> tuple[int, int, int]:
+        """Shape (channels, height, width) of a latent, at the size that the U-Net was trained on."""
+        config: Any = self.unet.config
+        return config.out_channels // (1 + (self.variance == "learned_range")), config.sample_size, config.sample_size
+
+    @property
+    def resolution(self) -> int:
+        """Pixels along each side of a picture, at the size that the U-Net was trained on."""
+        return self.latent_shape[1] * (1 if self.vae is None else reduction(self.vae))
+
+    @property
+    def channels(self) -> int:
+        """Channels of a picture."""
+        return self.latent_shape[0] if self.vae is None else self.vae.config["in_channels"]
+
+    @property
+    def space(self) -> LatentSpace:
+        """What a guide model must have in common with this one: noise schedule, latent shape and autoencoder."""
+        vae = None if self.vae is None else first_stage_of(self.vae)
+        return LatentSpace(self.schedule_config, self.latent_shape, vae)
+
+    def to(self, device: torch.device | str) -> Self:
+        """Move all networks, those of the guides too, to a device, in place; return this object."""
+        for module in (self.vae, self.unet, self.conditioner, self.classifier, self.autoguidance_model):
+            if module is not None:
+                module.to(device)  # pyright: ignore[reportArgumentType]  (diffusers decorates it)
+        self.schedule = self.schedule.to(device)
+        return self
