@@ -1,9 +1,4 @@
-"""Several conditioners of one model: captions and classes, or captions by several encoders.
-
-Tokens are joined along the length; those of fewer channels are padded with zeros, as Stable Diffusion 3 joins its
-encoders' tokens (Esser et al. 2024, section 4). Vectors are joined along the channels, as in SDXL (Podell et al. 2024);
-for a denoiser without attention they are added.
-"""
+"""Several conditioners of one model: captions and classes, or captions by several encoders."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -12,12 +7,12 @@ from types import MappingProxyType
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from conditioning.base import Conditioner, Inputs, Progress, drop
 from conditioning.combined_config import MOST, CombinedConfig, parts_of
 from conditioning.condition import Condition, ConditioningError
+from conditioning.joining import inputs_of, join_tokens, joined_widths
 from conditioning.registry import CONDITIONERS, kind_of
 
 FILE = "conditioners.json"
@@ -47,8 +42,8 @@ class CombinedConditioner(Conditioner):
         super().__init__()
         self.parts, self.part_sources = nn.ModuleList(parts), tuple(sources)
         self.suffixes = _suffixes(parts)
-        self.modality = " and ".join(dict.fromkeys(part.modality for part in parts))
-        self.width, self.vector_width = _joined_widths([(part.width, part.vector_width) for part in parts])
+        self.modality = " and ".join(dict.fromkeys(member.modality for member in parts))
+        self.width, self.vector_width = joined_widths([(member.width, member.vector_width) for member in parts])
 
     @property
     def _parts(self) -> list[Conditioner]:
@@ -82,28 +77,28 @@ class CombinedConditioner(Conditioner):
 
     @classmethod
     def widths(cls, config: CombinedConfig, time_width: int | None) -> tuple[int | None, int | None] | None:
-        """Return the widths of the joined tokens and vectors; None if those of a part are not known."""
+        """Return the widths of the joined tokens and vectors; None if those of a member are not known."""
         widths = [_kind(each.kind).widths(each, time_width) for each in config.members]
-        known = [width for width in widths if width is not None]
-        return _joined_widths(known) if len(known) == len(widths) else None
+        present = [width for width in widths if width is not None]
+        return joined_widths(present) if len(present) == len(widths) else None
 
     def fits(self, config: CombinedConfig) -> bool:
         """Return whether a run with `config` can go on with all of these conditioners."""
-        same = [each.kind for each in config.members] == [kind_of(type(part)) for part in self._parts]
-        return same and all(part.fits(each) for part, each in zip(self._parts, config.members, strict=True))
+        same = [each.kind for each in config.members] == [kind_of(type(member)) for member in self._parts]
+        return same and all(member.fits(each) for member, each in zip(self._parts, config.members, strict=True))
 
     def with_classes(self, classes: Sequence[str]) -> tuple["CombinedConditioner", str | None]:
         """Return these conditioners for a run whose pictures have `classes`, and a sentence on what is new."""
-        pairs = [part.with_classes(classes) for part in self._parts]
+        pairs = [member.with_classes(classes) for member in self._parts]
         notes = [note for _, note in pairs if note is not None]
-        return CombinedConditioner([part for part, _ in pairs], self.part_sources), "; ".join(notes) or None
+        return CombinedConditioner([member for member, _ in pairs], self.part_sources), "; ".join(notes) or None
 
     @property
     def structure(self) -> dict[str, Any]:
-        """Kind, source and structure of each part."""
+        """Kind, source and structure of each member."""
         rows = zip(self._parts, self.part_sources, strict=True)
         return {
-            "parts": [{"kind": kind_of(type(part)), "source": source, **part.structure} for part, source in rows],
+            "parts": [{"kind": kind_of(type(member)), "source": source, **member.structure} for member, source in rows],
         }
 
     @classmethod
@@ -138,17 +133,17 @@ class CombinedConditioner(Conditioner):
     def trainable(self) -> dict[str, nn.Module]:
         """Networks trained jointly with the denoiser, by the component folder in which `save` puts each."""
         pairs = zip(self._parts, self.suffixes, strict=True)
-        return {f"{name}{end}": network for part, end in pairs for name, network in part.trainable.items()}
+        return {f"{name}{end}": network for member, end in pairs for name, network in member.trainable.items()}
 
     @property
     def encoder_digest(self) -> str | None:
         """Hashes of the frozen encoders; None: there are none."""
-        return " ".join(filter(None, (part.encoder_digest for part in self._parts))) or None
+        return " ".join(filter(None, (member.encoder_digest for member in self._parts))) or None
 
     @property
     def frozen_encoder(self) -> str | None:
         """What the states of the frozen encoders depend on; None: there are none."""
-        return " ".join(filter(None, (part.frozen_encoder for part in self._parts))) or None
+        return " ".join(filter(None, (member.frozen_encoder for member in self._parts))) or None
 
     @classmethod
     def frozen_encoder_in(cls, folder: Path, suffix: str = "") -> str | None:
@@ -160,23 +155,23 @@ class CombinedConditioner(Conditioner):
         return " ".join(filter(None, texts)) or None
 
     def prepare(self, raw: Sequence[str | int], progress: Progress | None = None) -> Inputs:
-        """Turn N prompts into the inputs of each part, by names such as "0.ids" and "1.labels".
+        """Turn N prompts into the inputs of each member, by names such as "0.ids" and "1.labels".
 
         Raises:
-            ConditioningError: a prompt has a wrong number of parts, or a part is no caption or no known class.
+            ConditioningError: a prompt has a wrong number of parts, or a member is no caption or no known class.
         """
         columns = dict(zip(self.sources, parts_of(raw, self.sources), strict=True))
         prepared: Inputs = {}
-        for index, (part, source) in enumerate(zip(self._parts, self.part_sources, strict=True)):
-            part.on_truncated, part.in_batches = self.on_truncated, self.in_batches
-            values = part.prepare(columns[source], progress)
+        for index, (member, source) in enumerate(zip(self._parts, self.part_sources, strict=True)):
+            member.on_truncated, member.in_batches = self.on_truncated, self.in_batches
+            values = member.prepare(columns[source], progress)
             prepared |= {f"{index}.{name}": value for name, value in values.items()}
         return prepared
 
     def forward(self, **inputs: Tensor) -> Condition:
-        """Return the joined condition of B samples, from the inputs [B, ...] of each part."""
-        conditions = [part(**_inputs_of(index, inputs)) for index, part in enumerate(self.parts)]
-        tokens, mask = _join_tokens(conditions)
+        """Return the joined condition of B samples, from the inputs [B, ...] of each member."""
+        conditions = [member(**inputs_of(index, inputs)) for index, member in enumerate(self.parts)]
+        tokens, mask = join_tokens(conditions)
         vectors = [condition.vector for condition in conditions if condition.vector is not None]
         vector = None
         if vectors:
@@ -184,35 +179,35 @@ class CombinedConditioner(Conditioner):
         return Condition(tokens, mask, vector)
 
     def drop(self, inputs: Inputs, null: Inputs, dropped: Tensor) -> Inputs:
-        """Replace the inputs of part p of sample b by the null condition's where `dropped` [B, P] is True."""
+        """Replace the inputs of member p of sample b by the null condition's where `dropped` [B, P] is True."""
         result: Inputs = {}
         for index in range(len(self.parts)):
-            own = drop(_inputs_of(index, inputs), _inputs_of(index, null), dropped[:, index])
+            own = drop(inputs_of(index, inputs), inputs_of(index, null), dropped[:, index])
             result |= {f"{index}.{name}": value for name, value in own.items()}
         return result
 
     def release(self) -> None:
         """Free the frozen encoders."""
-        for part in self._parts:
-            part.release()
+        for member in self._parts:
+            member.release()
 
     def save(self, folder: Path, suffix: str = "") -> dict[str, tuple[str, str]]:
-        """Write the component folders of each part, and `folder`/conditioners.json; return the folders' entries."""
+        """Write the component folders of each member, and `folder`/conditioners.json; return the folders' entries."""
         entries: dict[str, tuple[str, str]] = {}
         rows = [*zip(self._parts, self.suffixes, self.part_sources, strict=True)]
-        for part, suffix, _ in rows:
-            entries |= part.save(folder, suffix) if suffix else part.save(folder)
-        listed = [{"kind": kind_of(type(part)), "suffix": end, "source": source} for part, end, source in rows]
+        for member, suffix, _ in rows:
+            entries |= member.save(folder, suffix) if suffix else member.save(folder)
+        listed = [{"kind": kind_of(type(member)), "suffix": end, "source": source} for member, end, source in rows]
         (folder / FILE).write_text(json.dumps(listed, indent=2) + "\n", encoding="utf-8")
         return entries
 
     def class_names(self, prompts: Sequence[str | int]) -> list[str] | None:
-        """Return the class name of each prompt, if exactly one part is of classes; else None."""
+        """Return the class name of each prompt, if exactly one member is of classes; else None."""
         columns = dict(zip(self.sources, parts_of(prompts, self.sources), strict=True))
         rows = zip(self._parts, self.part_sources, strict=True)
-        names = [part.class_names(columns[source]) for part, source in rows]
-        known = [value for value in names if value is not None]
-        return known[0] if len(known) == 1 else None
+        names = [member.class_names(columns[source]) for member, source in rows]
+        present = [value for value in names if value is not None]
+        return present[0] if len(present) == 1 else None
 
 
 def _kind(kind: str) -> type[Conditioner]:
@@ -238,48 +233,13 @@ def _rows(folder: Path) -> list[tuple[type[Conditioner], str, str]]:
 
 
 def _suffixes(parts: Sequence[Conditioner]) -> list[str]:
-    """Return the end of each part's component folders: "" for the first of a kind, then "_2", "_3", ...
+    """Return the end of each member's component folders: "" for the first of a kind, then "_2", "_3", ...
 
     Raises:
         ConditioningError: a kind comes twice whose class cannot save with a suffix.
     """
-    kinds = [type(part) for part in parts]
+    kinds = [type(member) for member in parts]
     for kind in kinds:
         if kinds.count(kind) > 1 and not kind.repeats:
             raise ConditioningError(f"condition.kind {kind_of(kind)} can be used once in a model, but comes twice")
     return [SUFFIXES[kinds[:index].count(kind)] for index, kind in enumerate(kinds)]
-
-
-def _joined_widths(widths: Sequence[tuple[int | None, int | None]]) -> tuple[int | None, int | None]:
-    """Return the widths of joined tokens and of joined vectors; None: there are none.
-
-    Raises:
-        ConditioningError: vectors of different widths would have to be added.
-    """
-    tokens, vectors = ([pair[k] for pair in widths if pair[k] is not None] for k in (0, 1))
-    width = max((value for value in tokens if value is not None), default=None)
-    if not vectors:
-        return width, None
-    if width is not None:
-        return width, sum(value or 0 for value in vectors)
-    if len({*vectors}) > 1:
-        raise ConditioningError(f"vectors of widths {vectors} cannot be added; expected equal condition.width")
-    return None, vectors[0]
-
-
-def _inputs_of(index: int, inputs: Mapping[str, Tensor]) -> Inputs:
-    start = f"{index}."
-    return {name.removeprefix(start): value for name, value in inputs.items() if name.startswith(start)}
-
-
-def _join_tokens(conditions: Sequence[Condition]) -> tuple[Tensor | None, Tensor | None]:
-    """Return tokens [B, L1 + L2 + ..., D] and their mask; None twice if there are no tokens."""
-    pairs = [(each.tokens, each.mask) for each in conditions if each.tokens is not None]
-    if not pairs:
-        return None, None
-    width = max(tokens.shape[2] for tokens, _ in pairs)
-    joined = torch.cat([F.pad(tokens, (0, width - tokens.shape[2])) for tokens, _ in pairs], dim=1)
-    if all(mask is None for _, mask in pairs):
-        return joined, None
-    masks = [tokens.new_ones(tokens.shape[:2], dtype=torch.bool) if mask is None else mask for tokens, mask in pairs]
-    return joined, torch.cat(masks, dim=1)

@@ -17,7 +17,7 @@ _LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601, as Pillow's mode L
 
 
 class SuperResolution(PictureCondition, frozen=True, extra="forbid"):
-    """A small picture, noised to a random level that the denoiser is told (Ho et al. 2022; Rombach et al. 2022, 4.4).
+    """A small picture, noised to a random level that the denoiser gets too (Ho et al. 2022; Rombach et al. 2022, 4.4).
 
     The small picture is the mean of each `factor` x `factor` pixels. It is noised at its own size by the schedule of
     the Stable Diffusion upscaler, and then scaled to the denoiser's size.

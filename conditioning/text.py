@@ -144,9 +144,7 @@ class TextConditioner(Conditioner):
 
     @classmethod
     def load(cls, folder: Path, suffix: str = "") -> "TextConditioner":
-        """Load `folder`/text_encoder and `folder`/tokenizer, as `save` or any Stable Diffusion 1 model has them.
-
-        `suffix` is the end of both names.
+        """Load text_encoder and tokenizer, with `suffix` after both, as `save` or Stable Diffusion 1 has them.
 
         Raises:
             ConditioningError: the weights lack tensors.
@@ -205,10 +203,7 @@ class TextConditioner(Conditioner):
         """Do nothing: there is nothing to free."""
 
     def save(self, folder: Path, suffix: str = "") -> dict[str, tuple[str, str]]:
-        """Write `folder`/text_encoder and `folder`/tokenizer, which transformers and diffusers can open.
-
-        `suffix` is the end of both names.
-        """
+        """Write `folder`/text_encoder and `folder`/tokenizer, with `suffix` after both; transformers opens them."""
         encoder, tokenizer = f"{ENCODER}{suffix}", f"{TOKENIZER}{suffix}"
         _save_encoder(self.text_encoder, folder / encoder)
         save_tokenizer(self.tokenizer, folder / tokenizer)

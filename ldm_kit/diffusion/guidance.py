@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from ldm_kit.diffusion.denoiser import Denoiser, Gradient, with_output
-from ldm_kit.diffusion.guidance_chain import ClassifierFreeGuidance
+from ldm_kit.diffusion.guidance_chain import Rescaled as Rescaled
 from ldm_kit.diffusion.guidance_scale import in_interval
-from ldm_kit.diffusion.prediction import Prediction, PredictionType, expand_like, from_prediction
+from ldm_kit.diffusion.prediction import Prediction, expand_like
 from ldm_kit.diffusion.schedule import Schedule
 
 
@@ -79,52 +79,6 @@ class ClassifierFree:
         """
         (null,) = others
         return _extrapolate(null, conditional, self.scale)
-
-
-@dataclass(frozen=True, eq=False)
-class Rescaled:
-    """Classifier-free guidance, rescaled to the conditional output's standard deviation (Lin et al. 2024, eq. 15, 16).
-
-    Each sample's guided output `out` becomes out (1 + phi (std(conditional) / std(out) - 1)), where `conditional` is
-    the output under the condition alone and std is taken over the sample. Outputs are of the network's prediction type:
-    rescaling eps would do nothing for a v or x_0 network in pure noise, where eps is x_t with and without guidance. x_0
-    and eps are then computed from the rescaled output.
-
-    Nothing is rescaled at guidance scale 1, or where std(out) is 0, as for a zero-initialised network.
-
-    Args:
-        guided: the classifier-free guidance.
-        phi: strength of the rescaling, from 0 (none) to 1 (the standard deviation of the conditional output).
-        prediction_type: what the network predicts: eps, x_0, v or flow's velocity.
-
-    Raises:
-        ValueError: `phi` is outside 0 to 1.
-    """
-
-    guided: ClassifierFreeGuidance
-    phi: float
-    prediction_type: PredictionType
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.phi <= 1:
-            raise ValueError(f"guidance is rescaled by a share from 0 to 1, got {self.phi}")
-
-    @property
-    def schedule(self) -> Schedule:
-        """The noise schedule of the wrapped denoiser."""
-        return self.guided.schedule
-
-    def __call__(self, x: Tensor, t: Tensor, cond: Any = None) -> Prediction:
-        if not self.guided.guides or self.phi == 0:
-            return self.guided(x, t, cond)
-        conditional, *others = self.guided.predictions(x, t, cond)
-        p = self.guided.extrapolate(conditional, *others)
-        a, s = self.schedule.alpha_sigma(t)
-        out, reference = (from_prediction(self.prediction_type, each, a, s) for each in (p, conditional))
-        deviation = out.flatten(1).std(1)
-        ratio = torch.where(deviation > 0, reference.flatten(1).std(1) / deviation, 1.0)
-        rescaled = out * expand_like(1 + self.phi * (ratio - 1), x)
-        return with_output(p, rescaled, x, a, s, prediction_type=self.prediction_type)
 
 
 @dataclass(frozen=True, eq=False)

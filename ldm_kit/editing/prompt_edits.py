@@ -64,7 +64,9 @@ def reprompt_picture(context: EditContext, options: RepromptOptions) -> tuple[Ed
     times = inversion_times(pipeline, options, options.strength)
     steps = len(times) - 1
     sampling = options.resolve(pipeline, solver="ddim", steps=steps)
-    unguided = pipeline.guided_denoiser([""], sampling.model_copy(update={"guidance_scale": 1.0}))
+    unguided = pipeline.guided_denoiser(
+        [""], sampling.model_copy(update={"guidance_scale": 1.0, "guidance_scales": None})
+    )
     inverted = _last(pipeline, invert_latents(unguided, x_0, times, source, options.refine), steps, "inverting")
     reconstructed = _last(pipeline, ddim(unguided, inverted, times[::-1], source), steps, "reconstructing")
     guided = pipeline.guided_denoiser([""], sampling)

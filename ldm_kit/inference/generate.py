@@ -10,6 +10,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ldm_kit.config import UserError
+from ldm_kit.inference.given_pictures import origins, read_given
 from ldm_kit.inference.requests import GenerationRequest, GuideModels, OutputOptions
 from ldm_kit.methods.export import saved_model
 from ldm_kit.methods.lora_export import lora_files
@@ -17,6 +18,7 @@ from ldm_kit.models.classifier import NoisyClassifier
 from ldm_kit.models.folder import autocast_dtype, device_named
 from ldm_kit.models.lora_paths import LoraPath
 from ldm_kit.models.options import ResolvedOptions, SamplingOptions
+from ldm_kit.models.picture_condition import Pictures
 from ldm_kit.models.pipeline import Pipeline
 from ldm_kit.models.provenance import provenance
 from ldm_kit.paths import check_writable
@@ -71,8 +73,8 @@ def generate_to_folder(
         Number of pictures, path of the grid, and a note on the options saved with the model.
 
     Raises:
-        UserError: the model or the device does not exist, or prompts, guides or options do not fit the model; no
-            picture is written.
+        UserError: the model or the device does not exist, or prompts, guides, options or the pictures that condition
+            the samples do not fit the model; no picture is written.
         NonFiniteError: a network or the sampler gave NaN or infinity. Pictures of earlier batches are written then, but
             none of this batch.
     """
@@ -84,12 +86,17 @@ def generate_to_folder(
     loras = lora_files(lora)
     pipeline = load_guided(model, guides, device, precision, loras)
     resolved = options.resolve(pipeline)
+    given = read_given(request, pipeline)
     texts = _check_prompts(pipeline, texts, resolved)
     jobs = [_Job(text, request.seed + k) for text in texts for k in range(request.count)]
     out = output.out if "out" in output.model_fields_set else unused_path(output.out)
-    metadata = {"settings": json.dumps(resolved.settings()), **provenance(model, precision, loras, **dict(guides))}
+    metadata = {
+        "settings": json.dumps(resolved.settings()),
+        **origins(request),
+        **provenance(model, precision, loras, **dict(guides)),
+    }
     text = metadata if output.metadata else None
-    first = _save_pictures(_generate(pipeline, jobs, resolved, request.batch_size), jobs, out, text)
+    first = _save_pictures(_generate(pipeline, jobs, resolved, request.batch_size, given), jobs, out, text)
     columns = columns_for(len(first), request.count)
     captions = [job.prompt for job in jobs[:GRID]]
     sheet = grid(torch.stack(first), columns, scale=enlargement(first[0].shape[-1]), captions=captions)
@@ -98,9 +105,11 @@ def generate_to_folder(
     return GenerationResult(len(jobs), path, resolved.note)
 
 
-def _generate(pipeline: Pipeline, jobs: Sequence[_Job], options: ResolvedOptions, batch_size: int) -> Iterator[Tensor]:
+def _generate(
+    pipeline: Pipeline, jobs: Sequence[_Job], options: ResolvedOptions, batch_size: int, given: Pictures
+) -> Iterator[Tensor]:
     prompts, seeds = [job.prompt for job in jobs], [job.seed for job in jobs]
-    for batch in pipeline.generate(prompts, seeds, options, batch_size):
+    for batch in pipeline.generate(prompts, seeds, options, batch_size, pictures=given):
         yield from batch
 
 
@@ -164,7 +173,7 @@ def _check_prompts(pipeline: Pipeline, texts: list[str], options: ResolvedOption
     texts = _unconditional_prompts(pipeline, texts, options) if pipeline.conditioner.null is None else texts
     if not texts:
         raise UserError("this model samples from prompts or class names; give at least one, or --prompts_file")
-    guided = pipeline.conditioner.null is not None and options.guidance_scale != 1
+    guided = pipeline.conditioner.null is not None and options.guides
     pipeline.conditioner.prepare([*texts, options.negative_prompt or ""] if guided else texts)
     if pipeline.autoguidance_model is not None:
         pipeline.autoguidance_model.conditioner.prepare(texts)

@@ -101,6 +101,8 @@ def evaluate_likelihood(
     pipeline = Pipeline.load(model, device_named(device))
     if pipeline.vae is not None:
         raise of_latents(model)
+    if pipeline.picture is not None:
+        raise UserError(f"the model in {model} is conditioned on a picture; expected one that is not")
     _check_pictures(split.heldout, pipeline, model)
     bound, curve = _measure(pipeline, split, config, request)
     check_finite("the likelihood", torch.tensor(bound.total))
@@ -135,7 +137,7 @@ def _measure(
     """
     pictures = split.heldout
     chosen = spread(len(pictures), request.count or len(pictures))
-    _, raw = split_conditions(config.condition, split)
+    _, raw = split_conditions(config.condition.prompts, split)
 
     def condition(rows: Sequence[int]) -> Condition:
         shown = sources(torch.tensor(rows), replacements(pictures)).tolist()

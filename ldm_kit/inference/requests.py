@@ -24,6 +24,13 @@ class GenerationRequest(Config):
         json_schema_extra={"positional": True},
     )
     prompts_file: Path | None = Field(default=None, description="a text file, one prompt a line")
+    image: Path | None = Field(
+        default=None,
+        description="for a model conditioned on a picture: the one to inpaint, to upscale or to colour",
+    )
+    mask: Path | None = Field(
+        default=None, description="for inpainting: a picture of the same size, white where --image is made anew"
+    )
     count: int = Field(default=1, ge=1, description="pictures of each prompt")
     seed: Seed = Field(
         default=0, description="seed of each prompt's first picture; further ones have seed + 1, seed + 2, ..."

@@ -25,6 +25,7 @@ from ldm_kit.methods.latent_network import LatentDiffusion
 from ldm_kit.methods.latent_start import copy_weights
 from ldm_kit.methods.semantic import pictured_latents
 from ldm_kit.methods.start import trainable
+from ldm_kit.models.compatibility import check_one_condition
 from ldm_kit.models.consistency import ConsistencyDecoder
 from ldm_kit.models.consistency_folder import check_trainable
 from ldm_kit.models.decoders import CodeDecoder
@@ -80,6 +81,7 @@ def conditioned_student(config: ConsistencyRun, base: Pipeline, folder: Path, da
     unet = _without_variance(base.unet, shape[0])
     if isinstance(config.guidance, tuple):
         unet = _with_guidance_scale(unet, folder)
+    check_one_condition(base.picture, base.conditioner, folder)
     conditions = _conditions(base.conditioner, data)
     prompts = [*config.sample.prompts] or conditions.examples(config.log.pictures)
     base.conditioner.prepare(prompts)

@@ -37,7 +37,7 @@ from ldm_kit.methods.latent_network import LatentDiffusion as LatentDiffusion
 from ldm_kit.methods.latent_start import start_from
 from ldm_kit.methods.lora import averaged_modules, save_pipeline, trained_parameters
 from ldm_kit.methods.measured import Judged
-from ldm_kit.methods.picture_maps import PictureMaps
+from ldm_kit.methods.picture_maps import PictureMaps, inputs_of
 from ldm_kit.methods.run_summary import pictures_as
 from ldm_kit.models.pipeline import Pipeline
 from ldm_kit.models.saved_sampling import SAMPLING, SavedSampling
@@ -55,7 +55,7 @@ class Latent(Method[LatentRun]):
         vae: the frozen autoencoder; None: pixels are diffused.
         latent_shape: shape (channels, height, width) of one latent, or of a picture if pixels are diffused.
         conditions: the captions or labels of the run's pictures.
-        maps: the picture condition, and the pictures that it is made from; None: there is none.
+        maps: the picture condition and its pictures; None: there is none.
         prompts: captions, or classes by index or name; each evaluation samples one picture of its grid for each.
         teacher: the frozen model whose guided output is learned; None: there is none.
     """
@@ -94,9 +94,8 @@ class Latent(Method[LatentRun]):
             start: trained networks to start from; None: random weights.
 
         Raises:
-            UserError: the training latents have a standard deviation below 0.4 or above 2.5, where 1 is expected; or
-                the folder `config.latents` holds latents of other pictures or another autoencoder; or the conditioner
-                does not know a sample prompt.
+            UserError: the training latents have a standard deviation below 0.4 or above 2.5; or `config.latents` holds
+                latents of other pictures or another autoencoder; or the conditioner does not know a sample prompt.
             AutoencoderError, ConditioningError: the autoencoder or a text encoder cannot be opened, or pictures lack
                 the labels or captions that the condition needs.
         """
@@ -161,7 +160,7 @@ class Latent(Method[LatentRun]):
         position = batch["position"]
         t, weight = self.times.draw(position)
         inputs = drop_parts(self.module.conditioner, batch, self.null, self.config.seed, self.dropout)
-        inputs |= self._maps(batch, self.config.seed)
+        inputs |= inputs_of(self.maps, batch, self.config.seed)
         scale = None if self.config.guidance is None else draw_scales(self.config.guidance, self.config.seed, position)
         noised, network = self._guided(noise_batch(batch, t, self.config.seed, self.schedule), inputs, scale)
         errors = self.errors(noised, inputs, network)
@@ -174,10 +173,6 @@ class Latent(Method[LatentRun]):
         weight = torch.ones_like(losses) if weight is None else cast_like(weight, losses)
         logs = {} if errors.bits is None else {"vb": (errors.bits * weight).mean()}
         yield "denoiser", (losses * weight).mean(), logs
-
-    def _maps(self, batch: Mapping[str, Any], seed: int) -> Inputs:
-        """Return the maps of a batch's pictures as inputs of the network; {} without a picture condition."""
-        return {} if self.maps is None else self.maps.inputs(batch, seed)
 
     def _guided(
         self, noised: NoisedBatch, inputs: Inputs, scale: Tensor | None
@@ -217,7 +212,7 @@ class Latent(Method[LatentRun]):
             t: timesteps [B] to which the latents are noised.
             seed: seed of the noise.
         """
-        inputs = {**batch["inputs"], **self._maps(batch, seed)}
+        inputs = {**batch["inputs"], **inputs_of(self.maps, batch, seed)}
         errors = self.errors(noise_batch(batch, t, seed, self.schedule), inputs, self.module)
         return self.objective.combined(errors, len(self.schedule))
 

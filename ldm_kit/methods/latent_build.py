@@ -30,14 +30,25 @@ def build_network(
         pixels: channels of a picture, of which a picture condition makes maps.
     """
     picture = config.condition.picture
-    maps = 0 if picture is None else picture.channels(pixels, shape[0] if config.autoencoder else None)
     return build_unet(
         config.unet,
         sample_size=shape[1],
-        channels=shape[0] + maps,
+        channels=shape[0] + maps_of(config, shape[0], pixels),
         out_channels=2 * shape[0] if config.variance == "learned_range" else shape[0],
         cross_width=width,
         vector_width=vector_width,
         guidance_width=None if config.guidance is None else config.guidance.width,
         level=picture is not None and picture.takes_level,
     )
+
+
+def maps_of(config: LatentRun, channels: int, pixels: int) -> int:
+    """Return the channels of the maps that a run's picture condition adds to the network's input; 0: it has none.
+
+    Args:
+        config: the run's config.
+        channels: channels of a latent.
+        pixels: channels of a picture.
+    """
+    picture = config.condition.picture
+    return 0 if picture is None else picture.channels(pixels, channels if config.autoencoder else None)

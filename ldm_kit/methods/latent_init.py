@@ -13,14 +13,13 @@ from autoencoder import saved
 from autoencoder.base import affine
 from conditioning.base import Conditioner, ConditioningError
 from conditioning.labels import ClassConditioner
-from conditioning.pictures import PictureCondition
 from ldm_kit.config import UserError
 from ldm_kit.data.latents import weights_digest
-from ldm_kit.methods.latent_build import build_network, expected_network
+from ldm_kit.methods.latent_build import build_network, expected_network, maps_of
 from ldm_kit.methods.latent_config import LatentRun
 from ldm_kit.methods.lora import check_same_base, check_same_condition, check_targets
 from ldm_kit.methods.start import from_structure, locate_start, resumed_note, structure_of, trainable
-from ldm_kit.models.compatibility import describe_noise, same_noise
+from ldm_kit.models.compatibility import check_same_kind, describe_noise, same_noise
 from ldm_kit.models.components import UNET, component_classes, load_first_stage
 from ldm_kit.models.folder import ModelFolder, Noise
 from ldm_kit.models.growth import check_growth, grow
@@ -38,7 +37,6 @@ class LatentStart:
     conditioner: Conditioner | None  # the conditioner to go on with; None: the run builds a new one
     kind: type[Conditioner]  # class of the trained model's conditioner
     sha256: str  # digest of the trained weights
-    picture: PictureCondition | None = None  # what pictures condition the trained model; None: none do
     frozen_encoder: str | None = None  # what identifies the trained model's frozen text encoder; None: it has none
     latents: str = "pixels"  # what the trained model denoises, see `latents_of`
     resumed: bool = False
@@ -63,8 +61,8 @@ class LatentStart:
         first = next((name for name in ("vae", "vqvae") if name in classes), None)
         vae = None if first is None else load_first_stage(folder, first, classes[first], "cpu")
         encoder = kind.frozen_encoder_in(folder.path)
-        picture = _same_picture(where, read_picture_condition(folder), config.condition.picture)
-        start = cls(where, unet, conditioner, kind, sha256, picture, encoder, latents_of(vae))
+        check_same_kind(where, read_picture_condition(folder), config.condition.picture)
+        start = cls(where, unet, conditioner, kind, sha256, encoder, latents_of(vae))
         start._check_early(config)
         check_targets(config.lora, where, unet, conditioner)
         return start
@@ -99,7 +97,8 @@ class LatentStart:
             channels = self.unet.config["out_channels"] // (1 + (config.variance == "learned_range"))
         pixels = getattr(config.data, "channels", channels)
         expected = expected_network(config, (channels, config.unet.factor), *widths, pixels=pixels)
-        check_growth(self.where, self.unet, expected, learned=config.variance == "learned_range")
+        maps = maps_of(config, channels, pixels)
+        check_growth(self.where, self.unet, expected, learned=config.variance == "learned_range", maps=maps)
         check_same_base(config.lora, self.where, self.unet, expected)
 
     def network(
@@ -119,7 +118,8 @@ class LatentStart:
         if self.resumed:
             return self.unet, [resumed_note(self.sha256)]
         expected = expected_network(config, shape, conditioner.width, conditioner.vector_width, pixels=pixels)
-        unet, notes = grow(self.where, self.unet, expected, learned=config.variance == "learned_range")
+        learned, maps = config.variance == "learned_range", maps_of(config, shape[0], pixels)
+        unet, notes = grow(self.where, self.unet, expected, learned=learned, maps=maps)
         new = self._new_condition(conditioner) if self.conditioner is None else None
         check_same_condition(config.lora, self.where, new)
         if unet.config.get("class_embed_type") == "identity" and self.unet.class_embedding is None:
@@ -178,20 +178,6 @@ def _conditioner(where: str, folder: ModelFolder, kind: type[Conditioner], confi
         return None
     trainable(conditioner)
     return conditioner
-
-
-def _same_picture(
-    where: str, trained: PictureCondition | None, needed: PictureCondition | None
-) -> PictureCondition | None:
-    """Return the trained model's picture condition, after checking that the run has one of that kind, or none is.
-
-    Raises:
-        UserError: the trained model is told another kind of picture than the run's model.
-    """
-    if trained is not None and (needed is None or needed.kind != trained.kind):
-        run = "none" if needed is None else needed.kind
-        raise UserError(f"{where} is told a picture of kind {trained.kind}, and this run's condition has {run}")
-    return trained
 
 
 def _latent_channels(config: LatentRun) -> int | None:

@@ -103,6 +103,11 @@ class PictureMaps:
         return {name: value[:, 0] >= 0.5 if name == MASK else to_bytes(value) for name, value in given.items()}, shown
 
 
+def inputs_of(maps: PictureMaps | None, batch: Mapping[str, Any], seed: int) -> Inputs:
+    """Return the maps of a batch's pictures as inputs of the network; {} without a picture condition."""
+    return {} if maps is None else maps.inputs(batch, seed)
+
+
 def _source(condition: PictureCondition, pictures: PictureSet, config: Any) -> PictureSet:
     """Return the pictures from which the condition is made: those of the column, or the pictures themselves."""
     if not condition.reads_column or not len(pictures):

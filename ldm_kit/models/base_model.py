@@ -69,9 +69,7 @@ class BaseModel:
         folder = ModelFolder.open(copy)
         vae, unet, conditioner, noise, picture = load_components(folder, device)
         if picture is not None:
-            raise UserError(
-                f"{folder} is told a picture ({picture.kind}), which this cannot give; expected another model"
-            )
+            raise UserError(f"{folder} is conditioned on a picture ({picture.kind}); expected a model that is not")
         schedule, target, variance = noise
         table = build(schedule)
         _check_schedule(folder, table)

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -126,11 +127,29 @@ def class_names(conditioner: Conditioner, prompts: Sequence[str | int]) -> list[
     return names
 
 
+def check_one_condition(picture: PictureCondition | None, conditioner: Conditioner, folder: Path) -> None:
+    """Check that the model in a folder has at most one condition, and no picture; raises UserError if not."""
+    if picture is not None or conditioner.drops > 1:
+        what = "a picture" if picture is not None else "several conditions"
+        raise UserError(f"the model in {folder} is conditioned on {what}; expected captions, classes or nothing")
+
+
+def check_same_kind(where: str, trained: PictureCondition | None, needed: PictureCondition | None) -> None:
+    """Check that a trained model, called `where`, can begin a run: both have one kind of picture, or it has none.
+
+    Raises:
+        UserError: the trained model is conditioned on another kind of picture than the run's model, `needed`.
+    """
+    if trained is not None and (needed is None or needed.kind != trained.kind):
+        run = "no picture" if needed is None else f"one of kind {needed.kind}"
+        raise UserError(f"{where} is conditioned on a picture of kind {trained.kind}, and this run on {run}")
+
+
 def check_same_picture(of_guide: PictureCondition | None, of_model: PictureCondition | None) -> None:
     """Check that two models take the same kind of picture as condition, or none; raises UserError if not."""
     if of_guide != of_model:
         kinds = ["no picture" if each is None else f"a picture of kind {each.kind}" for each in (of_guide, of_model)]
-        raise UserError(f"the guide model is told {kinds[0]}, but the model {kinds[1]}; expected the same settings")
+        raise UserError(f"the guide model is conditioned on {kinds[0]}, but the model on {kinds[1]}")
 
 
 def check_same_condition(of_guide: Conditioner, of_model: Conditioner) -> None:

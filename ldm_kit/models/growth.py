@@ -139,7 +139,7 @@ def public_config(network: Any) -> dict[str, Any]:
     return {key: [*value] if isinstance(value, tuple) else value for key, value in values.items()}
 
 
-def check_growth(where: str, trained: Any, expected: Any, *, learned: bool = False) -> None:
+def check_growth(where: str, trained: Any, expected: Any, *, learned: bool = False, maps: int = 0) -> None:
     """Check that `grow` can turn a trained U-Net into the network that a run needs, without reading more.
 
     Args:
@@ -147,6 +147,7 @@ def check_growth(where: str, trained: Any, expected: Any, *, learned: bool = Fal
         trained: the trained U-Net.
         expected: the U-Net that the run's config describes; it may be on the meta device.
         learned: whether half of the output channels of `expected` are of a learned variance.
+        maps: how many of the input channels of `expected` are maps of a picture condition.
 
     Raises:
         UserError: levels or blocks differ, or tensors are missing, too many or of another shape; the message names the
@@ -156,30 +157,31 @@ def check_growth(where: str, trained: Any, expected: Any, *, learned: bool = Fal
     with torch.device("meta"):
         new = type(trained).from_config(grown_config(trained, expected))
     old, needed = shapes(trained), shapes(new)
-    grows = {name for name in needed if _grows(name, old.get(name), needed[name], learned)}
+    grows = {name for name in needed if _grows(name, old.get(name), needed[name], learned, maps)}
     rest = [{name: shape for name, shape in some.items() if name not in grows} for some in (old, needed)]
     if (phrase := misfits(*rest)) is not None:
         raise UserError(f"{where} does not fit this run's unet: {phrase}")
 
 
-def _grows(name: str, old: Sequence[int] | None, new: Sequence[int], learned: bool) -> bool:
+def _grows(name: str, old: Sequence[int] | None, new: Sequence[int], learned: bool, maps: int) -> bool:
     """Return whether `grow` covers that a tensor of shape `old` (None: missing) becomes one of shape `new`.
 
-    `learned`: whether half of the new output channels are of a learned variance.
+    `learned`: whether half of the new output channels are of a learned variance; `maps`: how many of the new input
+    channels are maps.
     """
     if name == OF_SCALE or name.startswith(_OF_LEVEL):
         return old is None
     if old is None or [*old] == [*new]:
         return False
     if name == _OF_INPUT:
-        return new[1] > old[1] and (new[0], *new[2:]) == (old[0], *old[2:])
+        return [*new] == [old[0], old[1] + maps, *old[2:]]
     if name in ("conv_out.weight", "conv_out.bias"):
         return learned and new[0] == 2 * old[0] and [*new[1:]] == [*old[1:]]
     return _OF_TOKENS.search(name) is not None and new[0] == old[0]
 
 
 @torch.no_grad()
-def grow(where: str, trained: Any, expected: Any, *, learned: bool = False) -> tuple[Any, list[str]]:
+def grow(where: str, trained: Any, expected: Any, *, learned: bool = False, maps: int = 0) -> tuple[Any, list[str]]:
     """Return a new U-Net with the weights of a trained one, and a sentence for the log on each kind of growth.
 
     Args:
@@ -187,11 +189,12 @@ def grow(where: str, trained: Any, expected: Any, *, learned: bool = False) -> t
         trained: the trained U-Net, which stays as it is.
         expected: the U-Net that the run's config describes; it may be on the meta device.
         learned: whether half of the output channels of `expected` are of a learned variance.
+        maps: how many of the input channels of `expected` are maps of a picture condition.
 
     Raises:
         UserError: the networks do not fit, see `check_growth`.
     """
-    check_growth(where, trained, expected, learned=learned)
+    check_growth(where, trained, expected, learned=learned, maps=maps)
     new: Any = type(trained).from_config(grown_config(trained, expected))
     old, weights = trained.state_dict(), new.state_dict()
     for name, value in weights.items():

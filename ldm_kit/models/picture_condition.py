@@ -23,9 +23,9 @@ if TYPE_CHECKING:
     from ldm_kit.models.pipeline import Pipeline
 
 FILE = "picture_condition.json"
-INPAINT_CLASS = "StableDiffusionInpaintPipeline"  # diffusers' pipeline of models that are told mask and picture
+INPAINT_CLASS = "StableDiffusionInpaintPipeline"  # diffusers' pipeline of models with mask and picture
 Pictures = Mapping[str, Tensor]
-"""What a user gives, by name: `image` uint8 [N, C, r, r], `mask` bool [N, r, r]; N is 1 for one that all samples get."""
+"""What a user gives, by name: `image` uint8 [N, C, r, r], `mask` bool [N, r, r]; N is 1 for one that is for all."""
 
 
 def write_picture_condition(folder: Path, condition: PictureCondition | None) -> None:

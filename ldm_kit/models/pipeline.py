@@ -60,7 +60,8 @@ class Pipeline(PipelineParts):
     def encoded(self, inputs: Inputs, maps: Condition | None = None) -> Condition:
         """Return the condition of what the conditioner prepared, with `maps`; errors are those of `condition`."""
         if self.picture is not None and maps is None:
-            raise UserError(f"this model is told a picture ({self.picture.describe(self.resolution)}); give it one")
+            needed = self.picture.describe(self.resolution)
+            raise UserError(f"this model is conditioned on a picture; expected {needed}")
         condition = self.conditioner(**{name: value.to(self.device) for name, value in inputs.items()})
         for value in (condition.tokens, condition.vector):
             if value is not None:
@@ -142,7 +143,7 @@ class Pipeline(PipelineParts):
             seeds: B seeds; a latent depends on its own prompt and seed alone.
             options: sampling options that `SamplingOptions.resolve(pipeline)` returned.
             noise: x_T [B, Z, h, w]; None: drawn from the seeds.
-            pictures: what conditions the samples, for a model that is told pictures (see `generate`).
+            pictures: what conditions the samples, for a model conditioned on pictures (see `generate`).
 
         Yields:
             The state after each step; x of the last state is the clean latent.
@@ -181,7 +182,7 @@ class Pipeline(PipelineParts):
             seeds: N seeds.
             options: an option left out has the value saved with the model, or else its default; None: all left out.
             batch_size: most pictures at once; halved when memory runs out.
-            pictures: what conditions the samples, for a model that is told pictures: `image`, uint8 [N, C, r, r] or,
+            pictures: what conditions the samples, for a model conditioned on pictures: `image`, uint8 [N, C, r, r] or,
                 one for all samples, [1, C, r, r]; for inpainting also `mask`, bool [N, r, r], True where the picture is
                 made anew.
 

@@ -106,12 +106,12 @@ def pipeline_class(
         picture: what pictures condition the model; None: none do.
     """
     of_text = isinstance(vae, AutoencoderKL) and isinstance(unet, UNet2DConditionModel)
-    of_text = of_text and entries.keys() == {"text_encoder", "tokenizer"} and unet.class_embedding is None
+    of_text = of_text and "text_encoder" in entries and entries.keys() <= {"text_encoder", "tokenizer"}
     if picture is not None:
         maps = picture_channels(picture, vae, unet.config["out_channels"])
-        told = isinstance(picture, Inpainting) and unet.config["in_channels"] - maps == unet.config["out_channels"]
-        latents = of_text and maps == 1 + unet.config["out_channels"]
-        return INPAINT_CLASS if told and latents else "ldm_kit.Pipeline"
+        fixed = unet.config["in_channels"] - maps == unet.config["out_channels"]  # no learned variance
+        opens = of_text and fixed and isinstance(picture, Inpainting) and maps == 1 + unet.config["out_channels"]
+        return INPAINT_CLASS if opens else "ldm_kit.Pipeline"
     if vae is not None and unet.config["out_channels"] != unet.config["in_channels"]:
         return "ldm_kit.Pipeline"
     if of_text:

@@ -121,11 +121,13 @@ def test_kinds_and_markers_are_distinct():
 
 
 def test_saved_folders_name_the_library_and_class_of_a_component():
-    assert dict(components()) == {
+    entries = {
         "class_encoder": ("conditioning.labels", ("ClassEmbedder",)),
         "text_encoder": ("transformers", ("CLIPTextModel",)),
         "tokenizer": ("transformers", ("CLIPTokenizer", "CLIPTokenizerFast")),
     }
+    ends = ("", "_2", "_3", "_4")  # of several conditioners of one kind
+    assert dict(components()) == {f"{name}{end}": entry for name, entry in entries.items() for end in ends}
 
 
 def test_raw_values_are_captions_or_labels():
