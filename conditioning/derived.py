@@ -10,7 +10,7 @@ from pydantic import Field
 from torch import Tensor
 
 from conditioning.condition import Condition, ConditioningError
-from conditioning.pictures import IMAGE, LEVEL, SPACE, Draws, Frame, PictureCondition, Space
+from conditioning.pictures import IMAGE, LEVEL, SPACE, Draws, Frame, PictureCondition, Space, scaled
 
 STEPS = 1000  # noise levels of the schedule that noises small pictures
 _LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601, as Pillow's mode L
@@ -20,7 +20,7 @@ class SuperResolution(PictureCondition, frozen=True, extra="forbid"):
     """A small picture, noised to a random level that the denoiser gets too (Ho et al. 2022; Rombach et al. 2022, 4.4).
 
     The small picture is the mean of each `factor` x `factor` pixels. It is noised at its own size by the schedule of
-    the Stable Diffusion upscaler, and then scaled to the denoiser's size.
+    the Stable Diffusion upscaler, and then scaled to the denoiser's size; or to that of a sample, and encoded.
     """
 
     kind: Literal["super_resolution"] = Field("super_resolution", description="a smaller picture")
@@ -29,11 +29,25 @@ class SuperResolution(PictureCondition, frozen=True, extra="forbid"):
         350, ge=0, lt=STEPS, description="greatest noise level of the picture in training, of 0 to 999; 0: next to none"
     )
 
+    space: Literal["pixels", "latents"] = Field(
+        "pixels",
+        description="what the small picture becomes: pixels, scaled to the latents' size, which must not be less than "
+        "its own; or, scaled to the size of a sample, latents of the run's autoencoder",
+    )
+
     takes_level: ClassVar[bool] = True
 
     def channels(self, picture: int, latent: int | None) -> int:
-        """Return the channels of a picture, as its pixels are concatenated."""
-        return picture
+        """Return the channels of a picture, or of a latent."""
+        return picture if latent is None or self.space == "pixels" else latent
+
+    def check_size(self, resolution: int, size: int) -> None:
+        """Check that a small picture is not scaled down; raises ConditioningError if it would be."""
+        if self.space == "pixels" and self.side(resolution) > size:
+            raise ConditioningError(
+                f"pictures of {resolution // self.factor} pixels would be scaled down to the {size} of the latents; "
+                "expected condition.space latents, or a greater condition.factor"
+            )
 
     def side(self, resolution: int) -> int:
         """Return `resolution` / `factor`; raises ConditioningError if that is no whole number."""
@@ -52,7 +66,10 @@ class SuperResolution(PictureCondition, frozen=True, extra="forbid"):
         image, level = given[IMAGE], given[LEVEL]
         noise = draws.normal("picture noise", tuple(image.shape[1:])).to(image)
         noised = _scheduler().add_noise(image, noise, level)
-        return Condition(concat=frame.maps(noised, "pixels"), level=level)
+        if self.space == "latents":
+            height, width = (self.factor * side for side in image.shape[2:])
+            noised = scaled(noised, (height, width))
+        return Condition(concat=frame.maps(noised, self.space), level=level)
 
     def shown(self, given: Mapping[str, Tensor], resolution: int) -> Tensor:
         """Return the small pictures with each pixel repeated."""

@@ -106,6 +106,18 @@ class PictureCondition(BaseModel, ABC, frozen=True, extra="forbid", allow_inf_na
         """
         return resolution
 
+    def check_size(self, resolution: int, size: int) -> None:
+        """Check that the maps keep what they are made from.
+
+        Args:
+            resolution: pixels along each side of a sample.
+            size: positions along each side of the denoiser's input.
+
+        Raises:
+            ConditioningError: they would not.
+        """
+        self.side(resolution)
+
     def example(self, picture: Tensor, draws: Draws) -> dict[str, Tensor]:
         """Return what a user would give for training pictures [B, C, R, R] in [-1, 1]: tensors [B, ...] by name.
 

@@ -8,6 +8,7 @@ import torch
 
 from autoencoder.config import build as build_autoencoder
 from autoencoder.discriminator import Discriminator
+from conditioning.combined_config import CombinedConfig
 from conditioning.labels import ClassConfig
 from conditioning.none import NoConfig
 from conditioning.pretrained import PretrainedTextConfig
@@ -19,11 +20,12 @@ from ldm_kit.methods.classifier import ClassifierRun
 from ldm_kit.methods.consistency_config import ConsistencyRun
 from ldm_kit.methods.diffae import DiffAERun
 from ldm_kit.methods.latent import LatentRun
+from ldm_kit.methods.latent_build import build_network
 from ldm_kit.methods.pdae import PDAERun
 from ldm_kit.methods.prior import PriorRun
 from ldm_kit.methods.run_config import NoisedRun, RunConfig
 from ldm_kit.nets.half_unet import build_half_unet
-from ldm_kit.nets.unet import build_unet
+from ldm_kit.nets.unet import build_unet, takes_level
 
 ROOT = Path(__file__).parents[1]
 FILES = sorted((ROOT / "configs").rglob("*.yaml"))
@@ -77,22 +79,19 @@ def latents_of(config: NoisedRun) -> tuple[int, int]:
 def test_denoisers_build_on_their_autoencoders_latents(path):
     config = DENOISERS[path]
     channels, side = latents_of(config)
-    vector = config.unet.time_width if isinstance(config.condition, ClassConfig) and not width(config) else None
+    prompts = config.condition.prompts
+    vector = config.unet.time_width if isinstance(prompts, ClassConfig) and not width(config) else None
     out = 2 * channels if config.variance == "learned_range" else channels
     with torch.device("meta"):
-        unet = build_unet(
-            config.unet,
-            sample_size=side,
-            channels=channels,
-            out_channels=out,
-            cross_width=width(config),
-            vector_width=vector,
-            guidance_width=None if config.guidance is None else config.guidance.width,
-        )
-        x = torch.zeros(2, channels, side, side)
+        unet = build_network(config, (channels, side, side), width(config), vector, pixels=3)
+        x = torch.zeros(2, unet.config["in_channels"], side, side)
         more = {} if width(config) is None else {"encoder_hidden_states": torch.zeros(2, 5, width(config) or 0)}
         more |= {} if vector is None else {"class_labels": torch.zeros(2, vector)}
+        more |= {"class_labels": torch.zeros(2)} if takes_level(unet) else {}
         assert unet(x, torch.zeros(2), **more).sample.shape == (2, out, side, side)
+    if (picture := config.condition.picture) is not None:
+        assert unet.config["in_channels"] > channels
+        picture.check_size(config.data.resolution, side)
 
 
 @pytest.mark.parametrize("path", CLASSIFIERS, ids=named)
@@ -132,15 +131,17 @@ def test_there_is_a_consistency_config_of_every_mode_and_a_tiny_one():
 
 
 def width(config: LatentRun | ConsistencyRun) -> int | None:
-    match config.condition:
+    match config.condition.prompts:
         case NoConfig():
             return None
         case PretrainedTextConfig():
             return MINILM_WIDTH
         case ClassConfig(form="vector"):
             return None
+        case CombinedConfig() as combined:
+            return max(member.width for member in combined.members)
         case ClassConfig() | _:
-            return config.condition.width
+            return config.condition.prompts.width
 
 
 @pytest.mark.parametrize("path", FILES, ids=named)
@@ -159,6 +160,7 @@ def test_a_tiny_config_of_every_kind(folder):
     assert tiny == {
         *("ae_tiny", "ae_tiny_vq", "classifier_tiny"),
         *("ldm_tiny", "ldm_tiny_class", "ldm_tiny_uncond", "ldm_tiny_flow"),
+        *("ldm_tiny_inpaint", "ldm_tiny_text_class"),
     }
 
 

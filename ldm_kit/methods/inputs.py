@@ -55,6 +55,11 @@ class FirstStage:
         return cls(config, vae, device)
 
     @property
+    def reduction(self) -> int:
+        """Ratio of a picture's side to its latent's; 1 without an autoencoder."""
+        return 1 if self.vae is None else reduction(self.vae)
+
+    @property
     def dependencies(self) -> dict[str, str]:
         """Digest of the autoencoder's settings and weights, by the config key `autoencoder`; empty without one."""
         return {} if self.vae is None else {"autoencoder": digest([self._settings(), weights_digest(self.vae)])}

@@ -1,7 +1,7 @@
 """Config of latent diffusion, with checks for settings that contradict each other."""
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import AliasChoices, Field, field_validator, model_validator
 
@@ -62,6 +62,8 @@ class GuidanceConfig(Config):
 
 class LatentRun(ConditionedRun, NoisedRun):
     """Config of a run that trains a denoiser of latents or, without an autoencoder, of pixels."""
+
+    combines: ClassVar[bool] = True
 
     method: Literal["latent"] = Field(default="latent", description="diffusion of latents, or of pixels")
     init: str | None = INIT

@@ -49,11 +49,11 @@ class PictureMaps:
         """
         if condition is None:
             return None
+        resolution, config = data.train.resolution, first_stage.config
         try:
-            condition.side(data.train.resolution)
+            condition.check_size(resolution, resolution // first_stage.reduction)
         except ConditioningError as error:
             raise UserError(str(error)) from None
-        config = first_stage.config
         sets = [_source(condition, pictures, config.data) for pictures in (data.train, data.heldout)]
         train = latent_cache.pixels(sets[0], flip=config.flip)
         heldout = latent_cache.pixels(sets[1], most=config.log.max_heldout).mean if len(sets[1]) else None

@@ -52,10 +52,6 @@ class PriorRun(ConditionedRun):
         check_any_density(self.timestep_sampling)
         if self.flip:
             raise ValueError("flip must be false: codes are those of the pictures as they are")
-        if self.condition.picture is not None or len(self.condition.members) > 1:
-            raise ValueError(
-                f"condition of kind {self.condition.kind} is for images; expected one of captions or classes"
-            )
         if isinstance(self.condition, ClassConfig) and self.condition.form != "vector":
             raise ValueError("condition.form must be vector: a prior over codes does not attend to tokens")
         if self.schedule.kind == "flow" or self.schedule.zero_terminal:

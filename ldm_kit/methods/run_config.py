@@ -1,6 +1,8 @@
 """Base classes of the methods' configs, and checks that several of these configs share."""
 
-from pydantic import AliasChoices, Field
+from typing import ClassVar, Self
+
+from pydantic import AliasChoices, Field, model_validator
 
 from conditioning.factory import ConditioningConfig
 from conditioning.none import NoConfig
@@ -94,6 +96,15 @@ class ConditionedRun(RunConfig):
         lt=1,
         description="share of samples trained on the null condition",
     )
+
+    combines: ClassVar[bool] = False
+    """Whether the method takes a picture as condition, and several conditions."""
+
+    @model_validator(mode="after")
+    def _check_condition(self) -> Self:
+        if not self.combines and (self.condition.picture is not None or len(self.condition.members) > 1):
+            raise ValueError(f"condition of kind {self.condition.kind} is for method latent; expected a single one")
+        return self
 
     @property
     def needs_captions(self) -> bool:

@@ -51,7 +51,9 @@ def given():
 
 def inputs_of(unet):
     seen = []
-    unet.register_forward_hook(lambda _, arguments, keywords, out: seen.append((arguments, keywords, out)), with_kwargs=True)
+    unet.register_forward_hook(
+        lambda _, arguments, keywords, out: seen.append((arguments, keywords, out)), with_kwargs=True
+    )
     return seen
 
 
@@ -109,7 +111,15 @@ def test_the_upscaling_pipeline_of_diffusers_gives_the_network_the_same(folders)
     options = SamplingOptions(steps=1, guidance_scale=1, noise_level=30).resolve(ours)
     _ = [*ours.states(["a cat"], [5], options, noise, pictures={"image": small})]
     (x, *_), keywords, _ = seen.pop()
-    theirs("a cat", image=small / 255, noise_level=30, latents=noise, num_inference_steps=1, guidance_scale=1.0, output_type="latent")
+    theirs(
+        "a cat",
+        image=small / 255,
+        noise_level=30,
+        latents=noise,
+        num_inference_steps=1,
+        guidance_scale=1.0,
+        output_type="latent",
+    )
     (their_x, *_), their_keywords, _ = seen.pop()
     assert x.shape == their_x.shape == (1, 7, 16, 16)
     assert torch.equal(keywords["class_labels"], their_keywords["class_labels"])
@@ -145,7 +155,9 @@ def files(folder):
 def test_the_script_inpaints_and_says_from_what(folders, tmp_path):
     files(tmp_path)
     picture, mask = ("--image", tmp_path / "picture.png"), ("--mask", tmp_path / "mask.png")
-    run = through("sample", folders / "inpaint", "a cat", "a dog", *picture, *mask, "--steps", 1, "--out", tmp_path / "out")
+    run = through(
+        "sample", folders / "inpaint", "a cat", "a dog", *picture, *mask, "--steps", 1, "--out", tmp_path / "out"
+    )
     assert run.status == 0, run.err
     outputs = sorted(path for path in (tmp_path / "out").glob("*.png") if path.name != "grid.png")
     assert len(outputs) == 2
@@ -168,7 +180,11 @@ def test_the_script_inpaints_and_says_from_what(folders, tmp_path):
         ("small", ["a cat", "--image", "picture.png"], "is 64 x 64 pixels, but .* takes 16 x 16"),
         ("small", ["a cat", "--image", "picture.png", "--mask", "mask.png"], "--mask is not for condition.kind super"),
         ("inpaint", ["a cat", "--image", "no.png", "--mask", "mask.png"], "no.png"),
-        ("inpaint", ["a cat", "--image", "picture.png", "--mask", "mask.png", "--noise_level", 5], "--noise_level is for"),
+        (
+            "inpaint",
+            ["a cat", "--image", "picture.png", "--mask", "mask.png", "--noise_level", 5],
+            "--noise_level is for",
+        ),
         (
             "inpaint",
             ["a cat", "--image", "picture.png", "--mask", "mask.png", "--guidance_scales", "2,3"],

@@ -104,7 +104,8 @@ def test_no_more_evaluations_than_needed(model, scales, calls):
     x, t = torch.randn(1, 3, 16, 16), torch.tensor([20])
     p, made = guided(x, t, pipeline.condition(prompts)), len(count)
     nothing, text, both = (
-        pipeline.denoiser()(x, t, pipeline.condition([prompt])).x_0 for prompt in ("", f"{prompts[0][:17]} ||", *prompts)
+        pipeline.denoiser()(x, t, pipeline.condition([prompt])).x_0
+        for prompt in ("", f"{prompts[0][:17]} ||", *prompts)
     )
     one, two = map(float, scales.split(","))
     assert torch.allclose(p.x_0, nothing + one * (text - nothing) + two * (both - text), atol=1e-5)

@@ -86,7 +86,9 @@ def test_masks_and_levels_are_addressed(pictures):
         for name, value in whole.items():
             assert torch.equal(value[0::2], halves[0][name])
             assert torch.equal(value[1::2], halves[1][name])
-        assert any(not torch.equal(v, whole[name]) for name, v in method.maps.inputs(batch_of(method, *range(8)), 4).items())
+        assert any(
+            not torch.equal(v, whole[name]) for name, v in method.maps.inputs(batch_of(method, *range(8)), 4).items()
+        )
 
 
 def test_the_loss_is_that_of_the_network_with_its_maps(pictures):
@@ -181,8 +183,10 @@ def test_growth_keeps_the_prediction_of_a_model_without_pictures(pictures, train
     old = apply_unet(before.unet, x, t, before.condition(raw))
     assert torch.allclose(grown, old, rtol=0, atol=1e-5)  # but for the rounding of a wider convolution
     weights, grown_weights = before.unet.state_dict(), method.module.unet.state_dict()
-    assert all(torch.equal(grown_weights[name][:, :3] if name == "conv_in.weight" else grown_weights[name], value)
-        for name, value in weights.items())
+    assert all(
+        torch.equal(grown_weights[name][:, :3] if name == "conv_in.weight" else grown_weights[name], value)
+        for name, value in weights.items()
+    )
     assert not grown_weights["conv_in.weight"][:, 3:].any()
     assert any("conv_in grows from 3 to" in note for note in method.notes)
     assert (NOISE_LEVEL in maps) == any("class_embedding" in note for note in method.notes)
@@ -220,8 +224,14 @@ def test_what_does_not_fit_is_refused(pictures, trained):
         opened([{"kind": "class", "form": "vector"}, SMALL], pictures)
     with pytest.raises(UserError, match="conditioned on a picture of kind inpainting, and this run on no picture"):
         opened(TEXT["condition"], pictures, f"init={trained['inpaint']}")
-    with pytest.raises(UserError, match="expected one of captions or classes"):
-        prior = {"method": "prior", "model": "m", "condition": INPAINT, "data": HELD, "train": {"steps": 1, "batch_size": 1}}
+    with pytest.raises(UserError, match="condition of kind inpainting is for method latent"):
+        prior = {
+            "method": "prior",
+            "model": "m",
+            "condition": INPAINT,
+            "data": HELD,
+            "train": {"steps": 1, "batch_size": 1},
+        }
         settings(prior, pictures, pictures / "r")
     with pytest.raises((UserError, ConditioningError), match="no such value"):
         opened({"kind": "column", "column": "mood"}, pictures)
@@ -235,7 +245,9 @@ def test_held_out_pictures_are_shown_and_measured(pictures):
     assert torch.equal(given["image"], method.data.heldout.pictures([0, 1]))
     grey = shown[given["mask"][:, None].expand_as(shown)]
     assert ((grey == 127) | (grey == 128)).all()
-    again = method.maps.condition.example(method.maps.heldout[torch.tensor([1]), torch.tensor([0])], PositionDraws(0, torch.tensor([1])))
+    again = method.maps.condition.example(
+        method.maps.heldout[torch.tensor([1]), torch.tensor([0])], PositionDraws(0, torch.tensor([1]))
+    )
     assert torch.equal(again["mask"][:, 0] > 0.5, given["mask"][1:])
     out = method.measured_pictures([0, 1], [5, 6])
     kept = ~given["mask"][:, None].expand_as(out)
