@@ -135,7 +135,7 @@ def test_wrong_lists_are_refused(conditions, message):
 
 
 def test_a_column_that_no_picture_has_is_named():
-    with pytest.raises(ConditioningError, match="condition.column is mood, but no picture"):
+    with pytest.raises(ConditioningError, match="is mood, but no picture"):
         config_of(TEXT, {**TEXT, "column": "mood"}).values(TABLE)
 
 

@@ -218,20 +218,14 @@ def test_rows_without_the_column_are_named(pictures, tmp_path):
 
 
 def test_what_does_not_fit_is_refused(pictures, trained):
-    with pytest.raises(UserError, match="condition.factor is 3, which does not divide 16 pixels"):
+    with pytest.raises(UserError, match="factor is 3, which does not divide 16 pixels"):
         opened({"kind": "super_resolution", "factor": 3}, pictures)
     with pytest.raises(UserError, match="takes either a vector or a picture's noise level"):
         opened([{"kind": "class", "form": "vector"}, SMALL], pictures)
     with pytest.raises(UserError, match="conditioned on a picture of kind inpainting, and this run on no picture"):
         opened(TEXT["condition"], pictures, f"init={trained['inpaint']}")
+    prior = {"method": "prior", "model": "m", "condition": INPAINT, "data": HELD, "train": STAGE_2["train"]}
     with pytest.raises(UserError, match="condition of kind inpainting is for method latent"):
-        prior = {
-            "method": "prior",
-            "model": "m",
-            "condition": INPAINT,
-            "data": HELD,
-            "train": {"steps": 1, "batch_size": 1},
-        }
         settings(prior, pictures, pictures / "r")
     with pytest.raises((UserError, ConditioningError), match="no such value"):
         opened({"kind": "column", "column": "mood"}, pictures)
