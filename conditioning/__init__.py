@@ -14,9 +14,14 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from conditioning.base import Condition, Conditioner, ConditionerConfig, ConditioningError, Inputs, Progress, drop
+    from conditioning.combined import CombinedConditioner
+    from conditioning.combined_config import CombinedConfig
+    from conditioning.derived import Column, Grey, SuperResolution
     from conditioning.factory import CONDITIONERS, ConditioningConfig, build, components, load, save
+    from conditioning.inpainting import Inpainting
     from conditioning.labels import ClassConditioner, ClassConfig, ClassEmbedder
     from conditioning.none import NoCondition, NoConfig
+    from conditioning.pictures import PictureCondition
     from conditioning.pretrained import PretrainedConditioner, PretrainedTextConfig
     from conditioning.semantic import (
         SemanticConfig,
@@ -34,14 +39,20 @@ __all__ = [
     "ClassConditioner",
     "ClassConfig",
     "ClassEmbedder",
+    "Column",
+    "CombinedConditioner",
+    "CombinedConfig",
     "Condition",
     "Conditioner",
     "ConditionerConfig",
     "ConditioningConfig",
     "ConditioningError",
+    "Grey",
+    "Inpainting",
     "Inputs",
     "NoCondition",
     "NoConfig",
+    "PictureCondition",
     "PretrainedConditioner",
     "PretrainedTextConfig",
     "Progress",
@@ -50,6 +61,7 @@ __all__ = [
     "SemanticEncoderConfig",
     "StridedEncoder",
     "StridedEncoderConfig",
+    "SuperResolution",
     "TextConditioner",
     "TextConfig",
     "build",
@@ -63,6 +75,11 @@ __all__ = [
 
 _NAMES = {
     "base": "Condition Conditioner ConditionerConfig ConditioningError Inputs Progress drop",
+    "combined": "CombinedConditioner",
+    "combined_config": "CombinedConfig",
+    "derived": "Column Grey SuperResolution",
+    "inpainting": "Inpainting",
+    "pictures": "PictureCondition",
     "factory": "CONDITIONERS ConditioningConfig build components load save",
     "labels": "ClassConditioner ClassConfig ClassEmbedder",
     "none": "NoCondition NoConfig",

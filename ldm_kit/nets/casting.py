@@ -1,7 +1,10 @@
 """Networks in a lower precision for sampling: which weights are cast, and whether autocast is still needed."""
 
 import torch
+from diffusers.models.unets.unet_2d import UNet2DModel
 from torch import nn
+
+from ldm_kit.nets.unet import takes_level
 
 
 def cast_weights(net: nn.Module, dtype: torch.dtype) -> None:
@@ -14,6 +17,8 @@ def cast_weights(net: nn.Module, dtype: torch.dtype) -> None:
     """
     if next(net.parameters()).device.type != "cpu":
         nn.Module.to(net, dtype)  # diffusers' own `to` warns that it does not know what this does
+        if isinstance(net, UNet2DModel) and takes_level(net):
+            nn.Module.to(net.class_embedding, torch.float32)  # diffusers gives it float32 alone; see `is_cast`
         return
     for module in net.modules():
         if isinstance(module, nn.Linear | nn.Conv2d):
