@@ -154,6 +154,16 @@ def test_guidance_keeps_the_picture_and_leaves_out_the_text(trained):
         pipeline.condition(["a"])
 
 
+def test_training_with_the_scale_as_input_keeps_the_maps_without_the_text(pictures):
+    scaled = ("guidance.max_scale=4", "guidance.width=16", "sample.guidance_scale=2")
+    method, seen = opened([TEXT["condition"], INPAINT], pictures, *scaled), []
+    method.module.register_forward_pre_hook(lambda _, arguments: seen.append(arguments[2]))
+    next(method.losses(batch_of(method, *range(4)), 0))[1].backward()
+    conditional, null = seen
+    assert torch.equal(conditional[CONCAT], null[CONCAT])
+    assert torch.equal(null["ids"], method.null["ids"])
+
+
 @torch.no_grad()
 def test_the_level_of_upscaling_reaches_the_network(trained):
     pipeline, small = Pipeline.load(trained["small"]), torch.randint(0, 256, (1, 3, 4, 4), dtype=torch.uint8)
