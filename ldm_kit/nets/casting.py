@@ -17,8 +17,8 @@ def cast_weights(net: nn.Module, dtype: torch.dtype) -> None:
     """
     if next(net.parameters()).device.type != "cpu":
         nn.Module.to(net, dtype)  # diffusers' own `to` warns that it does not know what this does
-        if isinstance(net, UNet2DModel) and takes_level(net):
-            nn.Module.to(net.class_embedding, torch.float32)  # diffusers gives it float32 alone; see `is_cast`
+        if isinstance(net, UNet2DModel) and takes_level(net) and net.class_embedding is not None:
+            net.class_embedding.float()  # to which diffusers gives float32; `is_cast` is False then
         return
     for module in net.modules():
         if isinstance(module, nn.Linear | nn.Conv2d):

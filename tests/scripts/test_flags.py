@@ -76,7 +76,8 @@ def meaning(field: FieldInfo) -> Any:
 
 DIFFERENT = {  # flags that mean another thing in another command, which their help says
     "strength": "how far an attribute is moved, or a share of the times",
-    "image": "one picture, or the two of an interpolation",
+    "image": "one picture, or the two of an interpolation; of a model without a picture, none",
+    "mask": "needed to inpaint a picture; of models of other kinds, none",
     "clip": "of a picture or of a code",
     "count": "pictures; at least two of an interpolation; of a likelihood, all if left out",
     "attribute": "those to change; the one that samples must have",
