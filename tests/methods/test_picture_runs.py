@@ -135,6 +135,8 @@ def test_a_saved_model_predicts_what_was_trained(trained, pictures):
     kept = ~mask[:, None].expand_as(x)
     assert torch.equal(out[kept], x[kept])
     assert not torch.equal(out[~kept], x[~kept])
+    singly = [*pipeline.generate(["a", "b"], [0, 1], options, 1, pictures={"image": x, "mask": mask})]
+    assert torch.equal(torch.cat(singly)[kept], x[kept])  # each batch has its own pictures
     one = next(pipeline.generate(["b"], [1], options, pictures={"image": x[1:], "mask": mask[1:]}))
     assert (one.int() - out[1:].int()).abs().max() <= 1
     other = next(pipeline.generate(["b"], [1], options, pictures={"image": 255 - x[1:], "mask": mask[1:]}))
