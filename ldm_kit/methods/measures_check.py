@@ -21,6 +21,12 @@ BETTER: dict[str, str] = {  # by name of a measure that a run can take: which va
     **{name: measure.better for name, measure in SETS.items()},
     **dict.fromkeys((INCEPTION, CLIP, *PROMPTS, "ssim_zero_padded"), "higher"),
 }
+_OWN: dict[str, str] = {  # likewise of the figures that evaluations measure without being asked
+    **{name: measure.better for name, measure in PICTURES.items()},
+    **dict.fromkeys(("accuracy", "accuracy5", *(f"accuracy_q{q}" for q in range(1, 5))), "higher"),
+    **dict.fromkeys(("codebook_usage", "codebook_perplexity", "codebook_perplexity_share"), "higher"),
+    **dict.fromkeys(("loss", "mse_inferred", "mse_random"), "lower"),
+}
 _ALWAYS = [name for name in PICTURES if name not in BETTER]  # every evaluation of an autoencoder measures these
 C = TypeVar("C", bound=RunConfig)
 
@@ -104,19 +110,28 @@ def figures_with(names: Sequence[str] | None, settings: MeasuresConfig) -> list[
     return None if names is None else [*names, *(f"{PREFIX}{name}" for name in settings.names)]
 
 
+def better(metric: str) -> str | None:
+    """Return which values of a figure, such as heldout_psnr or train_ssim, are better: "lower" or "higher".
+
+    None: it is not known, as of a figure that an installed method measures.
+    """
+    name = metric.removeprefix(PREFIX).removeprefix("train_")
+    return None if name == metric else {**_OWN, **BETTER}.get(name)
+
+
 def with_direction(config: C) -> C:
-    """Return a config whose `train.keep_best` says that higher values are better, if it names such a measure.
+    """Return a config whose `train.keep_best` says that higher values are better, if it names such a figure.
 
     Raises:
-        UserError: it says that higher values are better of a measure of which lower ones are.
+        UserError: it says that higher values are better of a figure of which lower ones are.
     """
     spec = config.train.keep_best
     metric = "" if spec is None else spec.removeprefix("max:")
-    if (name := metric.removeprefix(PREFIX)) not in config.log.measures.names or not metric.startswith(PREFIX):
-        return config
-    if BETTER.get(name) == "higher":
+    direction = better(metric)
+    if direction == "higher":
         return config.model_copy(update={"train": config.train.model_copy(update={"keep_best": f"max:{metric}"})})
-    if spec != metric:
+    if direction == "lower" and spec != metric:
+        name = metric.removeprefix(PREFIX)
         raise UserError(f"train.keep_best is {spec!r}, but lower values of {name} are better; expected {metric}")
     return config
 

@@ -15,13 +15,13 @@ from ldm_kit.inference.evaluate import evaluate
 from ldm_kit.inference.requests import EvaluationRequest
 from ldm_kit.methods import measures_check, train
 from ldm_kit.methods.measures import open_measures
-from ldm_kit.methods.measures_check import BETTER, check_measures, comparable, with_direction
+from ldm_kit.methods.measures_check import BETTER, better, check_measures, comparable, with_direction
 from ldm_kit.methods.shared_work import SharedWork
 from ldm_kit.methods.train import open_method
 from ldm_kit.models.feature_nets import LITE0, FeatureNet, Features
 from ldm_kit.models.measures import PICTURES
 from tests.data.test_peers import together
-from tests.training.helpers import CLASSES, CLASSIFIER, DIFFAE, KL, TEXT, picture_folder, reset, settings
+from tests.training.helpers import CLASSES, CLASSIFIER, DIFFAE, KL, TEXT, VQ, picture_folder, reset, settings
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # diffusers on numpy 2
 SAMPLED = ("sample.solver=ddim", "condition_dropout=0.1")
@@ -116,6 +116,48 @@ def test_the_best_checkpoint_follows_the_measures_direction(metric, spec, pictur
     assert (
         with_direction(config_of(TEXT, pictures, folder, *TAKEN, f"train.keep_best={metric}")).train.keep_best == spec
     )
+
+
+@pytest.mark.parametrize(
+    ("spec", "expected"),
+    [
+        ("heldout_psnr", "max:heldout_psnr"),
+        ("max:heldout_psnr", "max:heldout_psnr"),
+        ("train_ssim", "max:train_ssim"),
+        ("heldout_codebook_usage", "max:heldout_codebook_usage"),
+        ("heldout_accuracy_q3", "max:heldout_accuracy_q3"),
+        ("heldout_loss", "heldout_loss"),
+        ("train_perceptual", "train_perceptual"),
+        ("heldout_own", "heldout_own"),
+        ("max:heldout_own", "max:heldout_own"),
+        ("max:psnr", "max:psnr"),
+    ],
+)
+def test_keep_best_knows_which_values_of_the_kits_figures_are_better(spec, expected, pictures, tmp_path):
+    config = config_of(KL, pictures, tmp_path, f"train.keep_best={spec}")
+    assert with_direction(config).train.keep_best == expected
+
+
+def test_every_figure_of_the_methods_has_a_known_direction(pictures, tmp_path):
+    """Else `keep_best` would keep the worst checkpoint of a figure of which higher values are better."""
+    from ldm_kit.methods import find_method
+    from ldm_kit.methods.run_config import method_name
+
+    for tree in (KL, VQ, TEXT, DIFFAE, CLASSIFIER):
+        config = config_of(tree, pictures, tmp_path)
+        names = find_method(method_name(config)).figures(config, None)
+        assert names
+        assert all(better(name) in ("lower", "higher") for name in names), names
+
+
+def test_the_greatest_psnr_is_kept_without_saying_max(pictures, tmp_path):
+    folder = tmp_path / "run"
+    config = config_of(KL, pictures, folder, "train.keep_best=heldout_psnr")
+    reset()
+    train.train(config)
+    values = [json.loads(line).get("heldout_psnr") for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    best = json.loads((folder / "best.json").read_text())
+    assert best["value"] == pytest.approx(max(value for value in values if value is not None), rel=1e-5)
 
 
 def test_a_measure_that_is_not_due_is_not_compared(pictures, tmp_path):
@@ -220,12 +262,15 @@ def test_what_cannot_be_measured_is_refused_before_anything_is_encoded(
     monkeypatch.setattr(measures_check, "load_feature_net", load_feature_net)
     monkeypatch.setattr(train, "open_method", lambda *_, **__: pytest.fail("it was built"))
     with pytest.raises(UserError, match=sentence):
-        train.train(config_of(tree, pictures, tmp_path / "run", f"log.measures={measures}"))
+        train.train(config_of(tree, pictures, tmp_path / "new" / "run", f"log.measures={measures}"))
+    assert not (tmp_path / "new").exists()
 
 
 def test_nothing_held_out_and_a_wrong_direction_are_refused(pictures, tmp_path):
     with pytest.raises(UserError, match=r"log.measures compares with held-out pictures, and nothing is held out"):
         train.train(config_of(TEXT, pictures, tmp_path / "run", *TAKEN, "data.heldout=0"))
+    with pytest.raises(UserError, match="lower values of loss are better; expected heldout_loss"):
+        train.train(config_of(TEXT, pictures, tmp_path / "run", "train.keep_best=max:heldout_loss"))
     with pytest.raises(UserError, match="lower values of fd are better; expected heldout_fd"):
         train.train(config_of(TEXT, pictures, tmp_path / "run", *TAKEN, "train.keep_best=max:heldout_fd"))
     with pytest.raises(UserError, match=r"keep_best is 'heldout_kid', but the evaluation has no such figure"):
