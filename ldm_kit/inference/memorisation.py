@@ -18,6 +18,7 @@ from ldm_kit.data.images import PictureSet, Split
 from ldm_kit.inference.evaluate_autoencoders import Reconstructed
 from ldm_kit.inference.evaluate_processes import on_all_processes
 from ldm_kit.inference.evaluate_reference import Reference, open_reference, run_of
+from ldm_kit.inference.evaluate_semantic import Semantics
 from ldm_kit.inference.evaluate_subjects import Sampled, Subject, open_subject
 from ldm_kit.inference.memorisation_search import NEAREST, distances
 from ldm_kit.inference.requests import EvaluationRequest, GuideModels, MemorisationRequest
@@ -186,7 +187,13 @@ def _find(
     subject = open_subject(path, evaluation, options, guides)
     if isinstance(subject, Reconstructed):
         raise UserError(f"{path} holds an autoencoder, which samples nothing; expected a diffusion model or a folder")
-    captions = isinstance(subject, Sampled) and subject.takes_prompts
+    if isinstance(subject, Semantics):
+        if subject.semantic.prior is None:
+            raise UserError(
+                f"{path} holds a semantic model without a prior, which samples nothing; expected one with it"
+            )
+        subject.names = ("fd",)  # of samples
+    captions = isinstance(subject, Sampled | Semantics) and subject.takes_prompts
     reference = open_reference(evaluation.model_copy(update={"split": "heldout"}), run_of(path), subject.shape, data,
                                captions=captions)  # fmt: skip
     if len(reference.split.train) < NEAREST:

@@ -144,8 +144,8 @@ def mutual_information_gap(codes: Tensor, factors: Tensor, groups: Groups | None
         numbers = values[labelled].unique(return_inverse=True)[1]
         entropy = _entropy(numbers.bincount())
         if entropy > 0:
-            shared = [_mutual_information(column, numbers) for column in binned[labelled].T]
-            first, second = sorted([0.0, *shared])[-1:-3:-1]
+            shared = _binned_information(binned[labelled], numbers)
+            first, second = sorted([0.0, *shared.tolist()])[-1:-3:-1]
             gaps.append((first - second) / entropy)
     if not gaps:
         raise ValueError("no factor has two values")
@@ -157,6 +157,24 @@ def _histogram(codes: Tensor) -> Tensor:
     low, high = codes.amin(0), codes.amax(0)
     width = torch.where(high > low, high - low, 1.0)
     return ((codes - low) / width * BINS).long().clamp(max=BINS - 1)
+
+
+def _binned_information(binned: Tensor, numbers: Tensor) -> Tensor:
+    """Return the mutual information, in nats, of D dimensions with a discrete variable, float64 [D].
+
+    Args:
+        binned: the bin of each of N codes, int64 [N, D], 0 to BINS - 1.
+        numbers: value of the variable, int64 [N], 0 or more.
+    """
+    dimensions, values = binned.shape[1], int(numbers.max()) + 1
+    cells = (torch.arange(dimensions) * BINS + binned) * values + numbers[:, None]
+    joint = cells.flatten().bincount(minlength=dimensions * BINS * values).view(dimensions, BINS, values)
+    p = joint.double() / len(numbers)
+
+    def entropies(shares: Tensor) -> Tensor:
+        return -torch.special.xlogy(shares, shares).flatten(1).sum(1)
+
+    return (entropies(p.sum(2)) + entropies(p.sum(1)) - entropies(p)).clamp_min(0)
 
 
 def _entropy(counts: Tensor) -> float:
@@ -225,6 +243,24 @@ def aurocs(codes: Tensor, positive: Tensor) -> Tensor:
     ranks = torch.stack([_mean_ranks(column) for column in codes.T], dim=1)
     wins = ranks[positive].sum(0) - with_it * (with_it + 1) / 2
     return wins / (with_it * (len(positive) - with_it))
+
+
+def auroc_of_draws(scores: Tensor, positive: Tensor, counts: Tensor) -> Tensor:
+    """Return the area under the ROC curve in each draw of pictures with repetition, float64 [draws]; ties count half.
+
+    It is NaN for a draw without a picture that has the attribute, or without one that lacks it.
+
+    Args:
+        scores: score of each of N pictures, [N]; pictures with the attribute should have higher ones.
+        positive: bool [N], whether a picture has the attribute.
+        counts: how often each picture is in each draw, [draws, N].
+    """
+    _, ranks, totals = scores.unique(return_inverse=True, return_counts=True)
+    counts = counts.double()
+    sides = [torch.zeros(len(counts), len(totals)).double().index_add_(1, ranks, counts * side)
+             for side in (positive, ~positive)]  # fmt: skip
+    below = sides[1].cumsum(1) - sides[1] / 2
+    return (sides[0] * below).sum(1) / (sides[0].sum(1) * sides[1].sum(1))
 
 
 def _mean_ranks(values: Tensor) -> Tensor:
