@@ -36,6 +36,9 @@ from ldm_kit.models.set_measures import SETS
 Part = Literal["features", "probabilities", "readings", "reconstructions", "random"]
 Make = Callable[[Sequence[int], Sequence[int]], Tensor]  # (rows of the held-out set, seeds) -> uint8 [N, C, R, R]
 PREFIX = "heldout_"  # of the names in metrics.jsonl
+_RECONSTRUCTED: Sequence[tuple[Part, Mapping[str, PictureMeasure]]] = (
+    ("reconstructions", PICTURES), ("random", RANDOM),
+)  # fmt: skip
 _NO_INTERVALS = Bootstrap(draws=0, seed=0)
 
 
@@ -153,7 +156,7 @@ class Measures:
             labels = factor_labels(known_factors(subset(self.data.heldout, self.rows)))
             figures, _ = prompt_figures([*self.reader.factors], parts["readings"].long(), labels, _NO_INTERVALS)
             yield from (figure for figure in figures if figure.name in names)
-        for part, measures in (("reconstructions", PICTURES), ("random", RANDOM)):
+        for part, measures in _RECONSTRUCTED:
             values = dict(zip(self._named(measures), parts[part].T, strict=True))
             yield from picture_figures(values, {}, _NO_INTERVALS)
 

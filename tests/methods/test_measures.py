@@ -195,6 +195,45 @@ def test_each_kind_of_run_is_measured_and_held_out_pictures_themselves_are_perfe
     assert values["heldout_fd"] > perfect["heldout_fd"] + 1e-4
 
 
+RECONSTRUCTED = ("psnr", "mse", "ssim", "ssim_zero_padded")
+ROUND_TRIP = ("log.measures={names: [%s], every: 2, count: 6}", "sample={encode_steps: 3, decode_steps: 2}")
+
+
+def test_a_semantic_run_measures_both_reconstructions_as_the_command_does(pictures, tmp_path, monkeypatch):
+    """No feature network is opened for them, and the checkpoint with the greatest PSNR is kept."""
+    names = [f"{name}{ending}" for ending in ("", "_random") for name in RECONSTRUCTED]
+    measured, steps = ROUND_TRIP
+    monkeypatch.setattr(measures_check, "load_feature_net", lambda *_: pytest.fail("it needs no features"))
+    folder = tmp_path / "run"
+    train.train(config_of(DIFFAE, pictures, folder, measured % ", ".join(names), steps, "train.keep_best=heldout_psnr"))
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    lines = {line["step"]: line for line in lines if "heldout_psnr" in line}
+    assert list(lines) == [2, 4]
+    result = evaluate(folder, count=6, bootstrap=0, measures=",".join(names))
+    for name in names:
+        assert lines[4][f"heldout_{name}"] == pytest.approx(result[name].value, rel=1e-4), name
+    assert lines[4]["heldout_psnr"] != pytest.approx(lines[4]["heldout_psnr_random"], rel=1e-3)
+    best = json.loads((folder / "best.json").read_text())
+    assert best["value"] == pytest.approx(max(line["heldout_psnr"] for line in lines.values()), rel=1e-5)
+
+
+@pytest.mark.parametrize(("names", "calls"), [("psnr", (6, 0)), ("mse_random", (0, 6)), ("mse_random, psnr", (6, 6))])
+def test_only_the_reconstructions_that_are_measured_are_made(names, calls, pictures, tmp_path):
+    measured, steps = ROUND_TRIP
+    method = open_method(config_of(DIFFAE, pictures, tmp_path / "run", measured % names, steps))
+    method.measures = open_measures(method.config, method.data, None, method.eval_batch)
+    heldout, made = method.data.heldout, ([], [])
+
+    def perfect(kind):
+        return lambda rows, seeds: made[kind].extend(rows) or heldout.pictures(rows)
+
+    values = method.measures.take(perfect(0), perfect(1))
+    assert tuple(map(len, made)) == calls
+    assert values == {
+        f"heldout_{name}": 0 if "mse" in name else pytest.approx(100, abs=10) for name in names.split(", ")
+    }
+
+
 def test_pictures_that_cannot_be_sampled_give_no_value_and_no_error(pictures, tmp_path):
     method = opened(TEXT, pictures, tmp_path, *TAKEN)
 
