@@ -2,8 +2,7 @@
 
 import statistics
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import cached_property
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import torch
@@ -46,6 +45,7 @@ class CodeMeasures:
         regressor: kind of tree ensemble of DCI.
         estimator: how attribute directions are learned.
         seed: seed of DCI's ensembles and of the votes of the FactorVAE score.
+        directions: attribute directions learned from the codes, see `learn`; None: `probes` cannot be measured.
     """
 
     z: Tensor
@@ -54,21 +54,22 @@ class CodeMeasures:
     regressor: Regressor = "forest"
     estimator: Literal["classifier", "means"] = "classifier"
     seed: int = 0
+    directions: Directions | None = None
 
     @classmethod
     def of(cls, model: Semantic, data: ReportData, **settings: Any) -> "CodeMeasures":
         """Encode the pictures of `data`; several processes encode a share each. `settings`: further attributes."""
         return cls(normalise(model, encode_pictures(model, data.pictures)), data, **settings)
 
-    @cached_property
-    def directions(self) -> Directions:
-        """Attribute directions learned from the codes; all processes must ask for them, and the first one learns them.
+    def learn(self) -> "CodeMeasures":
+        """Return these measures with attribute directions; every process must call it, and the first one learns them.
 
         Raises:
             UserError: no attribute has two pictures with it and two without.
         """
         options = FitOptions(estimator=self.estimator)
-        return from_first(everyone(), lambda: learn(self.z, self.data.columns, self.data.names, "report", options))
+        given = self.z, self.data.columns, self.data.names, "report", options
+        return replace(self, directions=from_first(everyone(), lambda: learn(*given)))
 
     def scores(self, names: Collection[str] = SCORES) -> Report:
         """Return numbers of dimensions and groups, and scores of disentanglement by name: DCI, FactorVAE, MIG, TAD.
@@ -107,6 +108,7 @@ class CodeMeasures:
 
         None: no AUROC was measured for any value.
         """
+        assert self.directions is not None
         means: dict[str, float | None] = {}
         for column in self.data.columns:
             names = {column.name, *(f"{column.name}: {value}" for value in column.kinds)}
@@ -128,6 +130,7 @@ class CodeMeasures:
         Returns:
             float64 [draws]; NaN where no attribute can be measured.
         """
+        assert self.directions is not None
         held, measured = self.probed, {one.name for one in self.directions.records if one.auroc is not None}
         attributes: list[Tensor] = []
         for column in self.data.columns:

@@ -45,8 +45,7 @@ def report_model(context: ModelContext, options: ReportOptions) -> tuple[Report,
     groups = groups_of(model.z_width, options.group_size)
     data = load_data(model, options)
     settings = {"regressor": options.regressor, "estimator": options.estimator, "seed": options.seed}
-    measures = CodeMeasures.of(model, data, groups=groups, **settings)
-    directions = measures.directions  # first, as they may be refused
+    measures = CodeMeasures.of(model, data, groups=groups, **settings).learn()
     report: Report = {
         "format": FORMAT,
         "model": encoder_digest(model),
@@ -56,9 +55,9 @@ def report_model(context: ModelContext, options: ReportOptions) -> tuple[Report,
         "codes": measures.scores(),
         "probes": measures.probes(),
     }
-    if data.built_in is not None and options.edits:
-        device = str(device_named(context.device))
-        report["edits"] = measure_edits(model, directions, data.built_in, edit_options(options), device).report
+    if data.built_in is not None and options.edits and measures.directions is not None:
+        given, device = edit_options(options), str(device_named(context.device))
+        report["edits"] = measure_edits(model, measures.directions, data.built_in, given, device).report
     write_atomic(out, (json.dumps(report, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode())
     return report, out
 

@@ -79,7 +79,7 @@ def data_of(config: DataConfig | None, split: Split, count: int) -> ReportData:
     """Return at most `count` training pictures of a data set with their attributes, evenly spaced over the set.
 
     Attributes are the factors of a set that knows them, such as faces; else the classes of its pictures, and further
-    values of them in a table of 2 to 32 different ones.
+    values that a table has of them, where at most 32 are different, and each is shared by two pictures on average.
 
     Args:
         config: config of the data set; None: the pictures came from a program.
@@ -90,7 +90,7 @@ def data_of(config: DataConfig | None, split: Split, count: int) -> ReportData:
         UserError: no attribute of the pictures has two values.
     """
     whole = split.train if len(split.train) else split.heldout
-    pictures = subset(whole, spread(len(whole), min(count, len(whole))))
+    pictures = subset(whole, spread(len(whole), count)) if count < len(whole) else whole
     data = _with_factors(config, split, pictures) or _with_classes(pictures)
     columns = [column for column in data.columns if len({*column.values} - {None}) > 1]
     if not columns:
@@ -112,8 +112,14 @@ def _with_classes(pictures: PictureSet) -> ReportData:
     classes = tuple(None if record.label is None else pictures.classes[record.label] for record in records)
     fields = sorted({name for record in records for name in record.fields})
     columns = [Column(name, tuple(record.fields.get(name) or None for record in records)) for name in fields]
-    few = [column for column in columns if len({*column.values} - {None}) <= labels.MAX_VALUES]
-    return ReportData(pictures, [Column("class", classes), *few], [record.name for record in records], None)
+    shared = [column for column in columns if _shared(column)]
+    return ReportData(pictures, [Column("class", classes), *shared], [record.name for record in records], None)
+
+
+def _shared(column: Column) -> bool:
+    """Return whether pictures share the values of a column, in contrast to names and captions."""
+    known = [value for value in column.values if value is not None]
+    return 2 * len({*known}) <= min(len(known), 2 * labels.MAX_VALUES)
 
 
 def _built_in(model: Semantic, name: BuiltInName, options: ReportOptions) -> ReportData:

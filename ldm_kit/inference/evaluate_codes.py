@@ -79,10 +79,10 @@ def code_figures(
     )
     measures = CodeMeasures.of(subject.semantic, data, seed=request.seed)
     if {"probe_auroc", *EDITS} & {*names}:
-        _ = measures.directions  # all processes must ask for them
+        measures = measures.learn()
     report, estimates = from_first(everyone(), lambda: _measure(measures, names, bootstrap))
     figures = [_figure(name, estimate, len(data.pictures)) for name, estimate in estimates.items()]
-    if {*EDITS} & {*names} and data.built_in is not None:
+    if {*EDITS} & {*names} and data.built_in is not None and measures.directions is not None:
         steps = RoundTripSteps(steps=subject.decode_steps, invert_steps=subject.encode_steps)
         options = EditOptions(steps, request.edits, seed=request.seed)
         device = str(subject.semantic.device)
