@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from ldm_kit.metrics import dci as dci_module
-from ldm_kit.metrics.dci import completeness, dci, disentanglement
 from ldm_kit.metrics import disentanglement as module
+from ldm_kit.metrics.dci import completeness, dci, disentanglement
 from ldm_kit.metrics.disentanglement import (
     auroc_of_draws,
     aurocs,
