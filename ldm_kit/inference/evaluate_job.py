@@ -236,6 +236,7 @@ def prepare(
         reasons |= unknown_attributes(reference, request.codes)
     few = subject.few(reference, len(rows)) if isinstance(subject, Reconstructed) else {}
     names, warnings = plan(request.chosen, reasons, len(rows), len(reference.pictures), few)
+    warnings += [reference.scaled] * bool(reference.scaled)
     if isinstance(subject, Semantics):
         subject.names = names
     if request.chosen is None and isinstance(subject, Reconstructed | Semantics) and subject.weights_missing:

@@ -41,6 +41,7 @@ class Semantics:
         model: sha256 of the model, precision, release.
         perceptual: perceptual distance that is measured; None: `missing` says why there is none.
         missing: why there is no perceptual distance.
+        prior_steps: DDIM steps that decode the prior's codes.
         names: measures that are taken; what they do not need is not computed.
         kind: "semantic model".
     """
@@ -50,7 +51,8 @@ class Semantics:
     decode_steps: int
     model: dict[str, str]
     perceptual: Perceptual | None
-    missing: str = ""
+    missing: str
+    prior_steps: int
     names: Collection[str] = ()
     kind: str = "semantic model"
 
@@ -91,7 +93,7 @@ class Semantics:
     def description(self) -> dict[str, Any]:
         """The model's sha256, release and precision, steps, options of the prior, and the perceptual distance."""
         distance = None if self.perceptual is None else self.perceptual.config.model_dump(mode="json")
-        more = {} if self.semantic.prior is None else {"prior": {**self._prior}}
+        more = {} if self.semantic.prior is None else {"prior": self._prior}
         return {
             "kind": self.kind,
             **self.model,
@@ -121,9 +123,14 @@ class Semantics:
 
     @property
     def _prior(self) -> dict[str, Any]:
-        """Saved options with which the prior's run was judged."""
-        own = self.semantic.saved.sections.get(PRIOR, {})
-        return {"decode_steps": self.decode_steps, "stop": 0.0, **own}
+        """Options of sampling from the prior: those with which its run was judged, and `prior_steps`."""
+        model = self.semantic
+        if model.prior is None:
+            return {}
+        times = model.prior.schedule_config.num_train_timesteps
+        steps, scale = model.saved.of_prior(None, None, times, self.takes_prompts)
+        stop = model.saved.sections.get(PRIOR, {}).get("stop", 0.0)
+        return {"steps": steps, "guidance_scale": scale, "decode_steps": self.prior_steps, "stop": stop}
 
     def rows(self, reference: Reference, count: int | None) -> list[int]:
         """Return evenly spaced rows of the reference, at most 256 unless `count` says more; check their prompts.
@@ -168,9 +175,8 @@ class Semantics:
 
     def _sample(self, prompts: Sequence[str] | None, seeds: Sequence[int], size: BatchSize) -> Tensor:
         """Sample codes from the prior and decode them, as the prior's run was judged: uint8 [B, C, R, R]."""
-        z = self.semantic.sample_z(seeds, None, prompts)
-        own = self._prior
-        return self.semantic.decode(z, None, own["decode_steps"], size, own["stop"], seeds=seeds)
+        z, stop = self.semantic.sample_z(seeds, None, prompts), self._prior["stop"]
+        return self.semantic.decode(z, None, self.prior_steps, size, stop, seeds=seeds)
 
     def _compare(self, originals: Tensor, pictures: Tensor, ending: str) -> dict[str, Tensor]:
         """Return measures [B] of reconstructions, by name with an ending; both tensors are uint8 [B, C, R, R]."""
@@ -201,7 +207,10 @@ def open_semantics(folder: Path, request: EvaluationRequest) -> Semantics:
     perceptual, missing = None, "--measures names no perceptual distance"
     if request.chosen is None or {*_PERCEPTUAL} & {*request.chosen}:
         perceptual, missing = _open_perceptual(request.perceptual, device)
-    return Semantics(model, encode_steps, decode_steps, provenance(folder, precision), perceptual, missing)
+    own = model.saved.sections.get(PRIOR, {}) if request.decode_steps is None else {}
+    prior_steps = min(own.get("decode_steps", decode_steps), model.decoder.most_steps)
+    made_by = provenance(folder, precision)
+    return Semantics(model, encode_steps, decode_steps, made_by, perceptual, missing, prior_steps)
 
 
 def _steps(model: SemanticModel, name: str, given: int | None) -> int:

@@ -241,6 +241,25 @@ def test_a_bare_folder_is_compared_with_as_a_whole(colours, tmp_path):
         assert (result.settings["reference"]["count"], result.settings["reference"]["split"]) == expected
 
 
+def test_a_reference_of_another_size_is_scaled_and_said(colours, tmp_path):
+    samples, same = save(noise(8), tmp_path / "samples"), save(noise(8, 1), tmp_path / "same")
+    other = save(noise(7, 1), tmp_path / "other")
+    Image.new("RGB", (24, 16)).save(other / "zz.png")
+    said = {
+        folder.name: evaluate(samples, reference=str(folder), measures="mind", bootstrap=0).warnings
+        for folder in (same, other)
+    }
+    assert said["same"] == ()
+    (warning,) = said["other"]
+    assert "are scaled to 8 x 8 px, such as zz.png of 24 x 16 px" in warning
+
+
+def test_a_config_of_no_data_source_is_one_sentence(colours, tmp_path):
+    (tmp_path / "odd.yaml").write_text("source: nowhere")
+    with pytest.raises(UserError, match=r"odd.yaml: source: Input tag 'nowhere' .* does not match"):
+        evaluate(save(noise(8), tmp_path / "samples"), reference=str(tmp_path / "odd.yaml"))
+
+
 def test_all_of_a_split_is_every_picture_once():
     pixels = noise(9)
     first = split_of(pixels, "a").train

@@ -66,11 +66,13 @@ def models(tmp_path_factory) -> list[Path]:
     folder = tmp_path_factory.mktemp("semantic")
     classes = build_conditioner(ClassConfig(kind="class", form="vector", width=8), classes=VALUES)
     latents = base(folder / "base", "latents", ScheduleConfig(kind="linear", num_train_timesteps=200, end=0.08))
+    semantic(folder / "prior", conditioner=classes)
+    (folder / "prior" / "sampling.json").write_text('{"prior": {"steps": 5, "decode_steps": 3}}')
     return [
         semantic(folder / "one"),
         semantic(folder / "two", seed=1),
         shifted(folder / "pdae", latents),
-        semantic(folder / "prior", conditioner=classes),
+        folder / "prior",
     ]
 
 
@@ -221,12 +223,16 @@ def test_a_probe_reads_a_class_that_the_code_holds_and_no_random_attribute():
 
 def test_a_prior_is_sampled_for_the_classes_of_the_reference(models, colours):
     split = labelled(9)
-    result = evaluate(models[3], data=split, count=4, seed=7, measures="fd", batch_size=3, **QUICK)
     model = SemanticModel.load(models[3])
     classes = [VALUES[i % 3] for i in (0, 2, 4, 6)]
-    expected = model.decode(model.sample_z(range(7, 11), None, classes), None, 2, seeds=range(7, 11))
-    judged = colours.pictures[-4:]
-    assert (judged.int() - expected.int()).abs().max() <= 1
+    for given, steps in (({}, 3), ({"decode_steps": 2}, 2)):
+        request = {"count": 4, "seed": 7, "measures": "fd", "batch_size": 3, "bootstrap": 4, **given}
+        result = evaluate(models[3], data=split, **request)
+        expected = model.decode(model.sample_z(range(7, 11), 5, classes), None, steps, seeds=range(7, 11))
+        judged = colours.pictures[-4:]
+        assert (judged.int() - expected.int()).abs().max() <= 1, "its run's own options, or those that are given"
+        options = result.settings["judged"]["prior"]
+        assert options == {"steps": 5, "guidance_scale": 1, "decode_steps": steps, "stop": 0}
     references = split.heldout.pictures(range(9))
     assert result["fd"].value == pytest.approx(
         frechet(*(Colours()(x).features for x in (judged, references))), rel=1e-4
@@ -340,7 +346,7 @@ def test_copies_are_sought_among_the_samples_of_a_prior(models, colours, monkeyp
     report = memorisation.find_memorised(models[3], MemorisationRequest(count=4, seed=2), data=split)
     model = SemanticModel.load(models[3])
     classes = [VALUES[i % 3] for i in (0, 2, 4, 6)]
-    expected = model.decode(model.sample_z(range(2, 6), None, classes), None, seeds=range(2, 6))
+    expected = model.decode(model.sample_z(range(2, 6), None, classes), None, 3, seeds=range(2, 6))
     assert (report.samples.int() - expected.int()).abs().max() <= 1
     assert all(a <= b for near in report.spaces["pixels"].samples.distances for a, b in pairwise(near.tolist()))
 
