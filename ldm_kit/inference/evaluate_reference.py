@@ -95,22 +95,20 @@ def open_reference(
         )
     if request.reference_count is not None and request.reference_count < len(pictures):
         pictures = subset(pictures, spread(len(pictures), request.reference_count))
-    named = isinstance(config, FolderConfig) and request.reference is not None
-    scaled = _scaled(config, pictures) if named and Path(request.reference or "").expanduser() == config.path else ""
-    return Reference(name, split_name, split, pictures, config, scaled)
+    return Reference(name, split_name, split, pictures, config, _scaled(request.reference, config, pictures))
 
 
-def _scaled(config: FolderConfig, pictures: PictureSet) -> str:
-    """Return a sentence if some of a folder's files have another size than its pictures, to which they are scaled."""
+def _scaled(reference: str | None, config: Any, pictures: PictureSet) -> str:
+    """Return a sentence if --reference is a folder some of whose files have another size than `pictures`; else ""."""
+    if reference is None or not isinstance(config, FolderConfig) or Path(reference).expanduser() != config.path:
+        return ""
     side = pictures.resolution
     for row in spread(len(pictures), min(LOOKED_AT, len(pictures))):
         name = pictures.records[row].name
         with contextlib.suppress(OSError, SyntaxError, ValueError), Image.open(config.path / name) as image:
             if image.size != (side, side):
-                return (
-                    f"pictures of the reference folder {config.path} are scaled to {side} x {side} px, such as {name} of "
-                    f"{image.size[0]} x {image.size[1]} px: distances also measure the scaling"
-                )
+                size = f"{image.size[0]} x {image.size[1]} px: distances also measure the scaling"
+                return f"pictures of the reference {config.path} are scaled to {side} x {side} px, such as {name} of {size}"
     return ""
 
 
