@@ -107,8 +107,8 @@ def _scaled(reference: str | None, config: Any, pictures: PictureSet) -> str:
         name = pictures.records[row].name
         with contextlib.suppress(OSError, SyntaxError, ValueError), Image.open(config.path / name) as image:
             if image.size != (side, side):
-                size = f"{image.size[0]} x {image.size[1]} px: distances also measure the scaling"
-                return f"pictures of the reference {config.path} are scaled to {side} x {side} px, such as {name} of {size}"
+                scaled = f"are scaled to {side} x {side} px, such as {name} of {image.size[0]} x {image.size[1]} px"
+                return f"pictures of the reference {config.path} {scaled}: distances also measure the scaling"
     return ""
 
 

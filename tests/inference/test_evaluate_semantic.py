@@ -250,7 +250,7 @@ def test_processes_share_reconstructions_codes_and_edits(size, models, shapes, c
     request = EvaluationRequest(
         reference=str(shapes),
         count=3,
-        edits=5,
+        edits=14,
         seed=3,
         device="cpu",
         measures=f"mse,mse_random,{CODES},{EDITS}",
@@ -267,6 +267,7 @@ def test_processes_share_reconstructions_codes_and_edits(size, models, shapes, c
     results = together(lambda rank: jobs[rank].run(), (0,) * size, timeout=90)
     codes = expected.json["report"]["pictures"]
     pictures = sum(edited) - 3
+    assert pictures == 3, "several edits of each"
     assert sum(encoded) == codes + 3 + pictures, "each picture once"
     for result in results:
         assert {figure.name: figure.value for figure in result} == pytest.approx(
@@ -275,7 +276,7 @@ def test_processes_share_reconstructions_codes_and_edits(size, models, shapes, c
         for figure in result:
             if figure.interval is not None:
                 assert figure.interval == pytest.approx(expected[figure.name].interval, rel=1e-3, abs=1e-3), figure.name
-    assert results[0].json["report"]["edits"]["all"]["edits"] == 5
+    assert results[0].json["report"]["edits"]["all"]["edits"] == 14
 
 
 def test_a_fault_on_one_process_ends_all(models, colours, monkeypatch):
