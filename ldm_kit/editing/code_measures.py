@@ -16,10 +16,10 @@ from ldm_kit.editing.edit_errors import EditJudge
 from ldm_kit.editing.fit_directions import FitOptions, heldout_rows, learn
 from ldm_kit.editing.options import RoundTripSteps
 from ldm_kit.editing.report_data import ReportData
+from ldm_kit.metrics.auroc import auroc_of_draws
 from ldm_kit.metrics.dci import Regressor, dci
 from ldm_kit.metrics.disentanglement import (
     Groups,
-    auroc_of_draws,
     factor_vae_score,
     mutual_information_gap,
     total_auroc_difference,

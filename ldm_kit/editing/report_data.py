@@ -118,8 +118,8 @@ def _with_classes(pictures: PictureSet) -> ReportData:
 
 def _shared(column: Column) -> bool:
     """Return whether pictures share the values of a column, in contrast to names and captions."""
-    known = [value for value in column.values if value is not None]
-    return 2 * len({*known}) <= min(len(known), 2 * labels.MAX_VALUES)
+    values = [value for value in column.values if value is not None]
+    return 2 * len({*values}) <= min(len(values), 2 * labels.MAX_VALUES)
 
 
 def _built_in(model: Semantic, name: BuiltInName, options: ReportOptions) -> ReportData:

@@ -119,11 +119,11 @@ def _measure(
 
 def _probed(measures: CodeMeasures, probes: Mapping[str, float | None], bootstrap: Bootstrap) -> Estimated:
     """Return the mean over attributes, with an interval over the pictures that are held out from the probes."""
-    known = [score for score in probes.values() if score is not None]
-    if not known:
+    scores = [score for score in probes.values() if score is not None]
+    if not scores:
         return Estimated(None, None)
     counts = bootstrap.counts(int(measures.probed.sum()))[1:]
-    value = torch.tensor([sum(known) / len(known)]).double()
+    value = torch.tensor([sum(scores) / len(scores)]).double()
     return bootstrap.estimate(torch.cat([value, measures.probe_draws(counts)]), share=True)
 
 

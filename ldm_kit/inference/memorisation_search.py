@@ -44,9 +44,9 @@ def distances(
     held = torch.cat([_pixels(heldout.pictures(rows)) for rows in chunks(heldout, PART)])
 
     def near(queries: tuple[Tensor, Tensor], parts: Callable[[], Iterable[Tensor]]) -> Memorisation:
-        found, indices = _nearest(torch.cat(queries), parts)
+        nearest_ones, indices = _nearest(torch.cat(queries), parts)
         counts = [len(each) for each in queries]
-        return Memorisation(*map(Nearest, found.split(counts), (indices % len(train)).split(counts)))
+        return Memorisation(*map(Nearest, nearest_ones.split(counts), (indices % len(train)).split(counts)))
 
     return {
         "features": near((sampled, taken), lambda: features),
@@ -67,8 +67,8 @@ def _nearest(queries: Tensor, parts: Callable[[], Iterable[Tensor]]) -> Nearest:
     """Find the neighbours of all queries in one pass over the training pictures; processes divide the queries."""
 
     def own(rows: Sequence[int]) -> Tensor:
-        found = nearest(queries[list(rows)], parts(), NEAREST)
-        return torch.cat([found.distances, found.indices.double()], 1)  # float64 holds an index exactly
+        neighbours = nearest(queries[list(rows)], parts(), NEAREST)
+        return torch.cat([neighbours.distances, neighbours.indices.double()], 1)  # float64 holds an index exactly
 
     both = divided(len(queries), own)
     return Nearest(both[:, :NEAREST], both[:, NEAREST:].long())

@@ -156,8 +156,8 @@ class Measures:
             labels = factor_labels(known_factors(subset(self.data.heldout, self.rows)))
             figures, _ = prompt_figures([*self.reader.factors], parts["readings"].long(), labels, _NO_INTERVALS)
             yield from (figure for figure in figures if figure.name in names)
-        for part, measures in _RECONSTRUCTED:
-            values = dict(zip(self._named(measures), parts[part].T, strict=True))
+        for name, measures in _RECONSTRUCTED:
+            values = dict(zip(self._named(measures), parts[name].T, strict=True))
             yield from picture_figures(values, {}, _NO_INTERVALS)
 
 

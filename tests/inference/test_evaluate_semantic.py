@@ -27,6 +27,7 @@ from ldm_kit.inference.evaluate_job import prepare
 from ldm_kit.inference.requests import EvaluationRequest, MemorisationRequest
 from ldm_kit.metrics import dci as dci_module
 from ldm_kit.metrics import disentanglement
+from ldm_kit.metrics.auroc import auroc_of_draws
 from ldm_kit.metrics.factor_reader import ReaderConfig
 from ldm_kit.metrics.fidelity import frechet
 from ldm_kit.metrics.reconstruction import psnr, ssim_zero_padded
@@ -214,7 +215,7 @@ def test_a_probe_reads_a_class_that_the_code_holds_and_no_random_attribute():
     held = measures.probed
     scores = measures.directions["parity"].logit(z[held])
     positive = torch.tensor([mark is True for mark in data.columns[1].positive("yes")])[held]
-    draws = disentanglement.auroc_of_draws(scores, positive, Bootstrap(200, 0).counts(len(scores))[1:])
+    draws = auroc_of_draws(scores, positive, Bootstrap(200, 0).counts(len(scores))[1:])
     low, high = (float(draws.quantile(q)) for q in (0.025, 0.975))
     assert estimate.interval[1] - estimate.interval[0] == pytest.approx((high - low) / 2, rel=1e-6), (
         "half, as a mean of two"

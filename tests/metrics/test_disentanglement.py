@@ -9,10 +9,9 @@ import torch
 
 from ldm_kit.metrics import dci as dci_module
 from ldm_kit.metrics import disentanglement as module
+from ldm_kit.metrics.auroc import auroc_of_draws, aurocs
 from ldm_kit.metrics.dci import completeness, dci, disentanglement
 from ldm_kit.metrics.disentanglement import (
-    auroc_of_draws,
-    aurocs,
     factor_vae_score,
     first_components,
     mutual_information_gap,
