@@ -65,7 +65,8 @@ def test_claims_compare_their_own_rows_by_known_measures(name):
         assert {test.a, test.b} <= {*claim.rows}
         assert {test.measure, test.other or test.measure} <= {*MEASURES}
     ways: list[Any] = [*claim.rows.values()]
-    models = {way.model for way in ways} | {getattr(way, "classifier", "") for way in ways}
+    models = {getattr(way, name, "") for way in ways for name in ("model", "classifier")}
+    models |= {name for way in ways for name in getattr(way, "trainings", ())}
     assert models - {""} <= {*VARIANTS}
 
 

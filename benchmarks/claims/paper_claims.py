@@ -3,6 +3,8 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from benchmarks.claims.paper_runs import FACTORS
+from benchmarks.claims.paper_stages import Cost, Prompted, Restored, Shown
 from benchmarks.claims.paper_ways import Figures, Likely, Reconstructed, Sampled, Way
 from benchmarks.claims.verdict import Comparison
 
@@ -51,6 +53,7 @@ def sampled(model: str, solver: str, steps: int, classifier: str = "", **options
 _SONG, _IDDPM, _HO = "Song et al. 2021, table 1", "Nichol & Dhariwal 2021", "Ho et al. 2020, table 2"
 _CFG, _ADM = "Ho & Salimans 2022, section 4", "Dhariwal & Nichol 2021, figure 4"
 _DIFFAE, _PDAE = "Preechakul et al. 2022", "Zhang et al. 2022"
+_LDM, _IMAGEN = "Rombach et al. 2022", "Saharia et al. 2022, ablation of text conditioning"
 
 
 def _ddim() -> Claim:
@@ -143,15 +146,76 @@ def _codes() -> Claim:
 
 def _half() -> Claim:
     noises = ("inferred", "random")
-    rows = {
+    rows: dict[str, Way] = {
         f"{name}, {noise} x_T": Reconstructed(model, noise)
         for noise in noises
-        for name, model in (("PDAE, half the steps", "pdae"), ("DiffAE", "diffae"))
+        for name, model in (("PDAE, half the steps", "pdae"), ("DiffAE", "diffae-long"))
     }
     a, b, c, d = rows
-    claim = "PDAE on a frozen model reconstructs better than DiffAE after half the training, x_T "
-    source = f"{_PDAE}, table 1"
-    return Claim(rows, [Test(claim + "inferred", source, a, b, "mse"), Test(claim + "random", source, c, d, "mse")])
+    costs = {
+        "PDAE, half the steps": Cost(("pdae",)),
+        "PDAE and its base": Cost(("pdae", "unconditional")),
+        "DiffAE": Cost(("diffae-long",)),
+    }
+    e, f, g = costs
+    claim, cost, source = "PDAE on a frozen model", "... which costs less, ", f"{_PDAE}, table 1 and section 5"
+    better = f"{claim} reconstructs better than DiffAE after half the training"
+    tests = [
+        Test(f"{better}, x_T inferred", source, a, b, "mse"),
+        Test(f"{better}, x_T random", source, c, d, "mse"),
+        Test(f"{cost}the base not counted", source, e, g, "seconds"),
+        Test(f"{cost}the base counted", source, f, g, "seconds"),
+    ]
+    return Claim({**rows, **costs}, tests, sheet=True)
+
+
+def _attention() -> Claim:
+    rows = {
+        "cross-attention to all states": Prompted("cross-attention", {"solver": "ddim", "steps": 20}),
+        "the mean of the states as one token": Prompted("pooled", {"solver": "ddim", "steps": 20}),
+    }
+    claims = {"colours": "cross-attention follows captions better than a pooled text", "shape": "... and in the shape"}
+    claims["all colours"] = "... with each of three colours in its place"
+    tests = [Test(claim, _IMAGEN, *rows, measure=measure, higher=True) for measure, claim in claims.items()]
+    return Claim(rows, tests, sheet=True)
+
+
+def _shown(model: str, *more: str) -> Shown:
+    return Shown(model, (model, *more), {"solver": "ddim", "steps": 20})
+
+
+def _latent() -> Claim:
+    rows = {
+        "latents (KL, f = 4)": _shown("kl-f4-latents"),
+        "pixels": _shown("pixels"),
+        "latents and their first stage": _shown("kl-f4-latents", "kl-f4"),
+        "pixels, trained longer": _shown("pixels-long"),
+    }
+    a, b, c, d = rows
+    claim, source = "latents are better than pixels after equal training, the first stage's ", f"{_LDM}, section 4.1"
+    tests = [Test(claim + "not counted", source, a, b, "distance"), Test(claim + "counted", source, c, d, "distance")]
+    return Claim(rows, tests, sheet=True)
+
+
+def _first_stages() -> Claim:
+    stages = {f"{kind.upper()}, f = {f}": f"{kind}-f{f}" for kind in ("kl", "vq") for f in FACTORS}
+    rows: dict[str, Way] = {f"{name}, restored": Restored(variant) for name, variant in stages.items()}
+    rows |= {f"{name}, generated": _shown(f"{variant}-latents") for name, variant in stages.items()}
+    tests: list[Test] = []
+    for f in FACTORS:
+        kl, vq = f"KL, f = {f}", f"VQ, f = {f}"
+        restores = Test(f"KL restores better than VQ, f = {f}", f"{_LDM}, table 8", *_rows(kl, vq, "restored"), "psnr", True)
+        tests += [restores, Test("... and latents of VQ generate better (\"sometimes\")", f"{_LDM}, section 4", *_rows(vq, kl, "generated"), "distance")]
+    for kind in ("KL", "VQ"):
+        f2, f4, f16 = (f"{kind}, f = {f}" for f in (2, 4, 16))
+        for other, why in ((f2, "little"), (f16, "much")):
+            claim = f"f = 4 generates better after equal training than {other.split(', ')[1]}, which reduces too {why} ({kind})"
+            tests.append(Test(claim, f"{_LDM}, figure 6", *_rows(f4, other, "generated"), "distance"))
+    return Claim(rows, tests, sheet=True)
+
+
+def _rows(a: str, b: str, kind: str) -> tuple[str, str]:
+    return f"{a}, {kind}", f"{b}, {kind}"
 
 
 CLAIMS = {
@@ -165,4 +229,7 @@ CLAIMS = {
     "half": _half,
     "importance": _importance,
     "long-chain": _long_chain,
+    "attention": _attention,
+    "latent": _latent,
+    "first-stages": _first_stages,
 }

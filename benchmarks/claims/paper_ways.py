@@ -5,13 +5,14 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 import typer
 from torch import Tensor
 
 from benchmarks.claims.judge import pixels_of
+from benchmarks.claims.paper_factors import FactorJudge
 from benchmarks.claims.paper_judge import PictureJudge
 from benchmarks.claims.paper_runs import CONFIGS, VARIANTS, Runs
 from ldm_kit.data.images import to_unit
@@ -34,6 +35,7 @@ class Bench:
 
     runs: Runs
     count: int = 256  # pictures of a row
+    judges: dict[str, FactorJudge] = field(default_factory=dict[str, FactorJudge])  # of shapes, by the data's config
 
     @cached_property
     def judge(self) -> PictureJudge:
@@ -59,6 +61,15 @@ class Way(Protocol):
 
     def measure(self, bench: Bench, seed: int) -> Figures:
         """Return the figures by name; what must be trained for them is trained first."""
+        ...
+
+
+@runtime_checkable
+class Pictured(Way, Protocol):
+    """A way whose figures are those of pictures."""
+
+    def pictures(self, bench: Bench, seed: int) -> Tensor:
+        """Return the pictures, uint8 [N, C, R, R], of which the figures are; N is at most `bench.count`."""
         ...
 
 
