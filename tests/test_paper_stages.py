@@ -18,7 +18,14 @@ from ldm_kit.methods import read_run
 from ldm_kit.metrics.reconstruction import psnr
 from ldm_kit.models.pipeline import Pipeline
 
-TINY = ("train.steps=2", "train.batch_size=4", "data.count=80", "data.heldout=0.3", "log.max_heldout=8", "log.pictures=2")
+TINY = (
+    "train.steps=2",
+    "train.batch_size=4",
+    "data.count=80",
+    "data.heldout=0.3",
+    "log.max_heldout=8",
+    "log.pictures=2",
+)
 FEW = {"solver": "ddim", "steps": 2}
 
 
@@ -33,7 +40,7 @@ def bench(tmp_path_factory):
 @pytest.fixture(scope="module")
 def conditioner():
     torch.manual_seed(0)
-    config = TextConfig(width=16, layers=1, heads=2, vocabulary=520, length=8)
+    config = TextConfig(kind="text", expansion=2, width=16, layers=1, heads=2, vocabulary=520, length=8)
     return TextConditioner.build(config, captions=["a red cube", "a blue ball"]).eval()
 
 
@@ -44,7 +51,9 @@ def test_first_stages_have_the_reduction_factor_of_their_name(kind, f):
     config = read_run(CONFIGS / f"{variant.config}.yaml", variant.overrides).autoencoder
     assert (config.kind, config.factor, config.latent_channels) == (kind, f, CHANNELS[f])
     latents = VARIANTS[f"{kind}-f{f}-latents"]
-    unet = read_run(CONFIGS / f"{latents.config}.yaml", [o.format_map({f"{kind}-f{f}": "x"}) for o in latents.overrides])
+    unet = read_run(
+        CONFIGS / f"{latents.config}.yaml", [o.format_map({f"{kind}-f{f}": "x"}) for o in latents.overrides]
+    )
     assert config.side % unet.unet.factor == 0
     assert unet.data == read_run(CONFIGS / f"{variant.config}.yaml").data
 

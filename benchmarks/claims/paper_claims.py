@@ -43,6 +43,7 @@ class Claim:
     rows: Mapping[str, Way]
     tests: Sequence[Test]
     sheet: bool = False  # whether its pictures are worth a look
+    count: int | None = None  # pictures of a row; None: as many as of other claims
 
 
 def sampled(model: str, solver: str, steps: int, classifier: str = "", **options: float) -> Sampled:
@@ -66,7 +67,7 @@ def _ddim() -> Claim:
 def _long_chain() -> Claim:
     rows = {f"{name}, {n} steps": sampled("eps", name, n) for name, n in (("ddim", 50), ("ddpm", 1000))}
     claim = f"DDIM with 50 steps is comparable (at most {CLOSE} times the distance) to DDPM with 1000"
-    return Claim(rows, [Test(claim, _SONG, *rows, measure="distance", factor=CLOSE)])
+    return Claim(rows, [Test(claim, _SONG, *rows, measure="distance", factor=CLOSE)], count=128)
 
 
 def _prediction() -> Claim:
@@ -204,17 +205,22 @@ def _first_stages() -> Claim:
     tests: list[Test] = []
     for f in FACTORS:
         kl, vq = f"KL, f = {f}", f"VQ, f = {f}"
-        restores = Test(f"KL restores better than VQ, f = {f}", f"{_LDM}, table 8", *_rows(kl, vq, "restored"), "psnr", True)
-        tests += [restores, Test("... and latents of VQ generate better (\"sometimes\")", f"{_LDM}, section 4", *_rows(vq, kl, "generated"), "distance")]
+        restores, restored = (
+            f"a first stage with KL restores better than one with VQ, f = {f}",
+            _pair(kl, vq, "restored"),
+        )
+        tests.append(Test(restores, f"{_LDM}, table 8", *restored, measure="psnr", higher=True))
+        generates, generated = '... but latents of VQ "sometimes" generate better', _pair(vq, kl, "generated")
+        tests.append(Test(generates, f"{_LDM}, section 4", *generated, measure="distance"))
     for kind in ("KL", "VQ"):
-        f2, f4, f16 = (f"{kind}, f = {f}" for f in (2, 4, 16))
-        for other, why in ((f2, "little"), (f16, "much")):
-            claim = f"f = 4 generates better after equal training than {other.split(', ')[1]}, which reduces too {why} ({kind})"
-            tests.append(Test(claim, f"{_LDM}, figure 6", *_rows(f4, other, "generated"), "distance"))
+        for f, amount in ((2, "little"), (16, "much")):
+            better = f"after equal training f = 4 generates better than f = {f}, which reduces too {amount}"
+            pair = _pair(f"{kind}, f = 4", f"{kind}, f = {f}", "generated")
+            tests.append(Test(better, f"{_LDM}, figure 6", *pair, measure="distance"))
     return Claim(rows, tests, sheet=True)
 
 
-def _rows(a: str, b: str, kind: str) -> tuple[str, str]:
+def _pair(a: str, b: str, kind: str) -> tuple[str, str]:
     return f"{a}, {kind}", f"{b}, {kind}"
 
 

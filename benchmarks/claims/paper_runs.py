@@ -34,8 +34,8 @@ HALF = 400  # steps of PDAE; DiffAE has twice as many
 FACTORS = (2, 4, 8, 16)  # reduction factors of first stages
 WIDTHS = {2: "[16,16]", 4: "[16,16,32]", 8: "[16,16,32,32]", 16: "[16,16,32,32,64]"}
 CHANNELS = {2: 2, 4: 3, 8: 4, 16: 8}  # of latents
-LATENT_STEPS = {2: 135, 4: 360, 8: 700, 16: 850}  # of diffusion, which take as long as those of the variant `pixels`
-PIXEL_STEPS_LONG = 140  # which take as long as a first stage of f = 4 and the steps in its latents
+LATENT_STEPS = {2: 90, 4: 240, 8: 470, 16: 570}  # of diffusion, which take as long as those of the variant `pixels`
+PIXEL_STEPS_LONG = 105  # which take as long as a first stage of f = 4 and the steps in its latents
 
 
 def _stages(kind: str) -> dict[str, Variant]:
@@ -55,7 +55,7 @@ VARIANTS = {
     "x0": Variant("digits", ("prediction_type=x0",)),
     "linear": Variant("digits", ("schedule.kind=linear",)),
     "learned": Variant("digits", (_LEARNED,)),
-    "unconditional": Variant("digits", ("condition={kind: none}",)),
+    "unconditional": Variant("digits", ("condition={kind: none}", "train.steps=250")),
     "bound": Variant("digits", _BOUND),
     "bound-importance": Variant("digits", (*_BOUND, "timestep_sampling.density=loss_second_moment")),
     "classifier": Variant("digits_classifier"),

@@ -43,6 +43,7 @@ SHOWN, SIDE = 10, 48  # of a sheet: pictures of a row, and pixels along each of 
 
 def measure(claim: Claim, bench: Bench) -> dict[str, list[Figures]]:
     """Return the figures of each row by its name, one for each seed; what is missing is trained and measured."""
+    bench = replace(bench, count=min(bench.count, claim.count or bench.count))
     return {name: [bench.figures(way, seed) for seed in bench.runs.seeds] for name, way in claim.rows.items()}
 
 
@@ -83,7 +84,7 @@ def papers(
     count: Annotated[int, typer.Option(min=16, help="pictures of a row")] = 256,
     page: Annotated[bool, typer.Option("--page/--no_page", help="write the page claims.md")] = True,
 ) -> None:
-    """Test claims of papers on small models of digits and shapes, trained where they are missing, and print what came of them."""
+    """Test claims of papers on small models of digits and shapes, trained if missing, and print what came of them."""
     with cli_errors():
         selected, target = chosen(names, CLAIMS), page_of("claims.md") if page else None
         typer.echo(RULE)
