@@ -8,7 +8,7 @@ import pytest
 from benchmarks.claims import paper_judge
 from benchmarks.claims.paper_claims import CLAIMS, Claim, Test, sampled
 from benchmarks.claims.paper_runs import VARIANTS, Runs
-from benchmarks.claims.paper_ways import Bench, Likely
+from benchmarks.claims.paper_ways import Bench, Likely, SampledLarge
 from benchmarks.claims.papers import MEASURES, papers
 from benchmarks.claims.verdict import OPPOSITE, REPRODUCED, UNDECIDED, Comparison, cells, judge
 
@@ -73,6 +73,7 @@ def test_claims_compare_their_own_rows_by_known_measures(name):
 def test_ways_that_differ_are_measured_apart():
     ways = [sampled("eps", "ddim", 10), sampled("eps", "ddim", 20), sampled("x0", "ddim", 10), Likely("eps")]
     ways += [sampled("eps", "ddim", 10, "classifier"), sampled("eps", "ddim", 10, guidance_scale=2.0)]
+    ways.append(SampledLarge("eps", {"solver": "ddim", "steps": 10}))
     assert len({repr(way) for way in ways}) == len(ways)
 
 
@@ -100,6 +101,9 @@ def test_a_claim_is_trained_measured_once_and_printed_again(tmp_path, monkeypatc
     monkeypatch.setattr(Bench, "judge", property(lambda _: pytest.fail("measured again")))
     papers(["toy"], out=tmp_path, seeds=2, count=16, page=False)
     assert capsys.readouterr().out.endswith(heading + printed)
+    bench = Bench(Runs(tmp_path))
+    variances = [way.pipeline(bench, 0).variance for way in (sampled("eps", "ddpm", 1), SampledLarge("eps"))]
+    assert variances == ["small", "large"]
 
 
 def test_what_a_run_starts_from_is_trained_first_with_the_same_seed(tmp_path, monkeypatch):

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from benchmarks.claims.paper_runs import FACTORS
 from benchmarks.claims.paper_stages import Cost, Prompted, Restored, Shown
-from benchmarks.claims.paper_ways import Figures, Likely, Reconstructed, Sampled, Way
+from benchmarks.claims.paper_ways import Figures, Likely, Reconstructed, Sampled, SampledLarge, Way
 from benchmarks.claims.verdict import Comparison
 
 CLOSE = 1.25  # "comparable" is a distance of at most so many times the other's
@@ -94,9 +94,10 @@ def _variance() -> Claim:
     tests: list[Test] = []
     claim, source = "a learned variance gives better pictures with few steps", f"{_IDDPM}, section 4"
     for n in (25, 50):
-        learned, fixed = (f"{kind} variance, {n} steps" for kind in ("learned", "the posterior's"))
+        learned, fixed, large = (f"{kind} variance, {n} steps" for kind in ("learned", "the posterior's", "beta as"))
         rows[learned], rows[fixed] = sampled("learned", "ddpm", n), sampled("eps", "ddpm", n)
-        tests.append(Test(claim, source, learned, fixed, "distance"))
+        rows[large] = SampledLarge("eps", {"solver": "ddpm", "steps": n})
+        tests += [Test(claim, source, learned, other, "distance") for other in (fixed, large)]
     likely = {"learned variance, likelihood": Likely("learned"), "the posterior's, likelihood": Likely("eps")}
     tests.append(Test("... and a better likelihood", f"{_IDDPM}, tables 1 and 2", *likely, measure="bits"))
     return Claim({**rows, **likely}, tests)

@@ -34,8 +34,8 @@ HALF = 400  # steps of PDAE; DiffAE has twice as many
 FACTORS = (2, 4, 8, 16)  # reduction factors of first stages
 WIDTHS = {2: "[16,16]", 4: "[16,16,32]", 8: "[16,16,32,32]", 16: "[16,16,32,32,64]"}
 CHANNELS = {2: 2, 4: 3, 8: 4, 16: 8}  # of latents
-LATENT_STEPS = {2: 90, 4: 240, 8: 470, 16: 570}  # of diffusion, which take as long as those of the variant `pixels`
-PIXEL_STEPS_LONG = 105  # which take as long as a first stage of f = 4 and the steps in its latents
+LATENT_STEPS = {2: 95, 4: 240, 8: 460, 16: 550}  # of diffusion, which take as long as those of the variant `pixels`
+PIXEL_STEPS_LONG = 135  # which take as long as a first stage of f = 4 and the steps in its latents
 
 
 def _stages(kind: str) -> dict[str, Variant]:

@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Protocol, runtime_checkable
 
@@ -87,11 +87,16 @@ class Sampled:
     options: Mapping[str, Any] = field(default_factory=dict[str, Any])
     classifier: str = ""
 
+    def pipeline(self, bench: Bench, seed: int) -> Pipeline:
+        """Return the model that samples, with its classifier if there is one."""
+        pipeline = Pipeline.load(bench.runs.model(self.model, seed))
+        if not self.classifier:
+            return pipeline
+        return pipeline.with_guides(NoisyClassifier.load(bench.runs.model(self.classifier, seed)))
+
     def pictures(self, bench: Bench, seed: int) -> Tensor:
         """Sample `bench.count` pictures, uint8 [N, C, R, R]; noise is the same for all ways of one seed."""
-        pipeline, judge = Pipeline.load(bench.runs.model(self.model, seed)), bench.judge
-        if self.classifier:
-            pipeline = pipeline.with_guides(NoisyClassifier.load(bench.runs.model(self.classifier, seed)))
+        pipeline, judge = self.pipeline(bench, seed), bench.judge
         prompts: Sequence[str | int] = judge.classes(bench.count).tolist()
         if pipeline.conditioner.null is None and not self.classifier:
             prompts = [""] * bench.count
@@ -102,6 +107,15 @@ class Sampled:
     def measure(self, bench: Bench, seed: int) -> Figures:
         """Return distance, precision, recall and right of the sampled pictures."""
         return bench.judge.figures(self.pictures(bench, seed))
+
+
+@dataclass(frozen=True)
+class SampledLarge(Sampled):
+    """Pictures sampled with beta as the variance of DDPM's steps, in place of the posterior's."""
+
+    def pipeline(self, bench: Bench, seed: int) -> Pipeline:
+        """Return the model that samples, with variance `large`."""
+        return replace(super().pipeline(bench, seed), variance="large")
 
 
 @dataclass(frozen=True)
