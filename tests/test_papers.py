@@ -10,7 +10,7 @@ from benchmarks.claims.paper_claims import CLAIMS, Claim, Test, sampled
 from benchmarks.claims.paper_runs import VARIANTS, Runs
 from benchmarks.claims.paper_ways import Bench, Likely, SampledLarge
 from benchmarks.claims.papers import MEASURES, papers
-from benchmarks.claims.verdict import OPPOSITE, REPRODUCED, UNDECIDED, Comparison, cells, judge
+from benchmarks.claims.verdict import OPPOSITE, REPRODUCED, UNDECIDED, Comparison, cells, judge, tally
 
 TINY = (
     "log.max_heldout=16",
@@ -57,6 +57,15 @@ def test_a_factor_multiplies_b_alone():
     assert row[6].startswith("-1.05 [-1.69, -0.41]")  # t of 1 degree is 12.7062; the deviation over sqrt(2) is 0.05
 
 
+def test_verdicts_are_counted_in_the_rows_of_tables_alone():
+    row = "| a claim, **reproduced** elsewhere | a | b | **{}** |"
+    verdicts = [REPRODUCED, OPPOSITE, REPRODUCED, UNDECIDED]
+    page = "\n".join(["It is **reproduced** if", *(row.format(verdict) for verdict in verdicts)])
+    counted = f"Comparisons below: 4, of which 2 **{REPRODUCED}**, 1 **{OPPOSITE}**, 1 **{UNDECIDED}**."
+    assert tally(page) == counted
+    assert tally(f"{page}\n{counted}") == counted
+
+
 @pytest.mark.parametrize("name", CLAIMS)
 def test_claims_compare_their_own_rows_by_known_measures(name):
     claim = CLAIMS[name]()
@@ -95,6 +104,7 @@ def test_a_claim_is_trained_measured_once_and_printed_again(tmp_path, monkeypatc
     assert "few (nowhere)" in printed
     assert any(verdict in printed for verdict in (REPRODUCED, OPPOSITE, UNDECIDED))
     assert (heading + printed).strip() in page.read_text(encoding="utf-8")
+    assert "Comparisons below: 1, of which" in page.read_text(encoding="utf-8")
     assert (tmp_path / "claims-toy.png").stat().st_size > 0
     assert sorted(path.name for path in tmp_path.glob("eps-*")) == ["eps-0", "eps-1"]
     monkeypatch.setattr("benchmarks.claims.paper_runs.train", lambda *_: pytest.fail("trained again"))

@@ -16,7 +16,7 @@ import typer
 from benchmarks.claims.paper_claims import CLAIMS, Claim
 from benchmarks.claims.paper_runs import Runs
 from benchmarks.claims.paper_ways import Bench, Figures, Pictured
-from benchmarks.claims.verdict import HEAD, RULE, Comparison, cells
+from benchmarks.claims.verdict import HEAD, RULE, Comparison, cells, tally
 from benchmarks.tables import chosen, markdown, page_of, write_section
 from ldm_kit.cli import cli_errors
 from ldm_kit.viz.grid import grid
@@ -101,3 +101,4 @@ def papers(
                     save_sheet(claim, bench, sheet)
                     text += f"\n\n![{name}: rows as in the table]({sheet.name})"
                 write_section(target, f"claims {name}", text)
+                write_section(target, "verdicts", tally(target.read_text(encoding="utf-8")))
