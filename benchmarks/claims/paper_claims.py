@@ -174,13 +174,15 @@ def _half() -> Claim:
 
 
 def _attention() -> Claim:
-    rows = {
-        "cross-attention to all states": Prompted("cross-attention", {"solver": "ddim", "steps": 20}),
-        "the mean of the states as one token": Prompted("pooled", {"solver": "ddim", "steps": 20}),
-    }
+    models = {"cross-attention to all states": "cross-attention", "the mean of the states as one token": "pooled"}
+    rows: dict[str, Way] = {}
+    tests: list[Test] = []
     claims = {"colours": "cross-attention follows captions better than a pooled text", "shape": "... and in the shape"}
     claims["all colours"] = "... with each of three colours in its place"
-    tests = [Test(claim, _IMAGEN, *rows, measure=measure, higher=True) for measure, claim in claims.items()]
+    for guided, more in (("", {}), (", guidance 4", {"guidance_scale": 4.0})):
+        pair = {f"{name}{guided}": model for name, model in models.items()}
+        rows |= {name: Prompted(model, {"solver": "ddim", "steps": 20, **more}) for name, model in pair.items()}
+        tests += [Test(claim, _IMAGEN, *pair, measure=measure, higher=True) for measure, claim in claims.items()]
     return Claim(rows, tests, sheet=True)
 
 
@@ -202,29 +204,40 @@ def _latent() -> Claim:
 
 
 def _first_stages() -> Claim:
-    stages = {f"{kind.upper()}, f = {f}": f"{kind}-f{f}" for kind in ("kl", "vq") for f in FACTORS}
-    rows: dict[str, Way] = {f"{name}, restored": Restored(variant) for name, variant in stages.items()}
-    rows |= {f"{name}, generated": _shown(f"{variant}-latents") for name, variant in stages.items()}
-    tests: list[Test] = []
-    for f in FACTORS:
-        kl, vq = f"KL, f = {f}", f"VQ, f = {f}"
-        restores, restored = (
-            f"a first stage with KL restores better than one with VQ, f = {f}",
-            _pair(kl, vq, "restored"),
-        )
-        tests.append(Test(restores, f"{_LDM}, table 8", *restored, measure="psnr", higher=True))
-        generates, generated = '... but latents of VQ "sometimes" generate better', _pair(vq, kl, "generated")
-        tests.append(Test(generates, f"{_LDM}, section 4", *generated, measure="distance"))
-    for kind in ("KL", "VQ"):
-        for f, amount in ((2, "little"), (16, "much")):
-            better = f"after equal training f = 4 generates better than f = {f}, which reduces too {amount}"
-            pair = _pair(f"{kind}, f = 4", f"{kind}, f = {f}", "generated")
-            tests.append(Test(better, f"{_LDM}, figure 6", *pair, measure="distance"))
+    rows, tests = _stages([*((f, "KL") for f in FACTORS), (4, "VQ")]), _against_vq(4)
+    for f, other in ((2, 4), (4, 16)):
+        restores, pair = f"f = {f} restores better than f = {other}", _pair(f, "KL", other, "KL", "restored")
+        tests.append(Test(restores, f"{_LDM}, table 8", *pair, measure="psnr", higher=True))
+    for f, amount in ((2, "little"), (16, "much")):
+        better = f"after equal training f = 4 generates better than f = {f}, which reduces too {amount}"
+        tests.append(Test(better, f"{_LDM}, figure 6", *_pair(4, "KL", f, "KL", "generated"), measure="distance"))
     return Claim(rows, tests, sheet=True)
 
 
-def _pair(a: str, b: str, kind: str) -> tuple[str, str]:
-    return f"{a}, {kind}", f"{b}, {kind}"
+def _quantised() -> Claim:
+    rest = [f for f in FACTORS if f != 4]
+    return Claim(_stages([(f, kind) for f in rest for kind in ("KL", "VQ")]), [t for f in rest for t in _against_vq(f)])
+
+
+def _stages(kinds: Sequence[tuple[int, str]]) -> dict[str, Way]:
+    """Return two rows for each reduction factor and kind of a first stage: what it restores, what its latents do."""
+    variants = {f"{kind}, f = {f}": f"{kind.lower()}-f{f}" for f, kind in kinds}
+    rows: dict[str, Way] = {f"{name}, restored": Restored(variant) for name, variant in variants.items()}
+    return rows | {f"{name}, generated": _shown(f"{variant}-latents") for name, variant in variants.items()}
+
+
+def _against_vq(f: int) -> list[Test]:
+    restores, generates = (
+        "a first stage with KL restores better than one with VQ",
+        'latents of VQ "sometimes" generate better',
+    )
+    a, b = _pair(f, "KL", f, "VQ", "restored"), _pair(f, "VQ", f, "KL", "generated")
+    first = Test(f"{restores}, f = {f}", f"{_LDM}, table 8", *a, measure="psnr", higher=True)
+    return [first, Test(f"... but {generates}", f"{_LDM}, section 4", *b, measure="distance")]
+
+
+def _pair(f: int, kind: str, other: int, other_kind: str, what: str) -> tuple[str, str]:
+    return f"{kind}, f = {f}, {what}", f"{other_kind}, f = {other}, {what}"
 
 
 CLAIMS = {
@@ -241,4 +254,5 @@ CLAIMS = {
     "attention": _attention,
     "latent": _latent,
     "first-stages": _first_stages,
+    "quantised": _quantised,
 }
