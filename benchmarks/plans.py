@@ -1,7 +1,7 @@
 """What `ldm-kit new` promises and what `ldm-kit train` keeps: minutes and PSNR on folders of pictures.
 
-`python -m benchmarks.plans --minutes 6` makes the folders, plans and trains each, prints a table and fits the numbers of
-`ldm_kit.planning.expected.MEASURED`; finished trainings are kept in --out. `--only NAME` does one.
+`python -m benchmarks.plans --minutes 6` makes the folders, plans and trains each, prints a table, and fits the numbers
+of `ldm_kit.planning.expected.MEASURED`; finished trainings are kept in --out. `--only NAME` does one.
 """
 
 import json
@@ -145,7 +145,8 @@ def fit(rows: list[dict[str, Any]]) -> str:
         others = [i for i in range(len(known)) if i != left]
         part = np.linalg.lstsq(x[others], y[others], rcond=None)[0]
         errors.append(abs(float(x[left] @ part - y[left])))
-    return f"fit {weights.round(3).tolist()}, errors of folders left out {np.round(errors, 2).tolist()} dB"
+    left_out = np.round(errors, 1).tolist()
+    return f"fit {weights.round(3).tolist()}, errors of folders left out {left_out} dB"
 
 
 def main(
