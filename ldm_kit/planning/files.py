@@ -51,6 +51,7 @@ def write_plan(plan: Plan, folder: Path) -> PlanFiles:
         UserError: the folder has files in it, or cannot be written.
     """
     check_new(folder)
+    folder = folder.resolve()
     folder.mkdir(parents=True, exist_ok=True)
     first, second = folder / "ae", folder / "ldm"
     stages: list[tuple[str, Tree, Sequence[str]]] = []

@@ -70,7 +70,7 @@ def summarise_folder(path: Path) -> FolderSummary:
     if not images:
         raise UserError(f"none of the pictures in {path} that were tried can be read, {entries[0].name} for one")
     sides = [min(image.size) for image in images]
-    captions = [entry.text for entry in entries if entry.text and entry.text != entry.label]
+    captions = [entry.text for entry in entries if entry.text and not _is_name(entry.text, entry.label)]
     labels = {entry.label for entry in entries}
     return FolderSummary(
         path=path,
@@ -95,6 +95,11 @@ def _opened(root: Path, entry: Entry) -> Image.Image | None:
         return decode(resolve_inside(root, entry.name), PIXEL_LIMIT).image
     except (BadPicture, OSError):
         return None  # the training says which pictures it leaves out, and stops if they are too many
+
+
+def _is_name(text: str, label: str | None) -> bool:
+    """Return whether a caption is the name of the class, with spaces for underscores as in folders' names."""
+    return label is not None and text.split() == label.replace("_", " ").replace("-", " ").split()
 
 
 def _has_colours(image: Image.Image) -> bool:

@@ -1,5 +1,6 @@
 """Plan of both trainings for a folder: choose recipe and steps for a time or a quality, from short timed trainings."""
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -18,6 +19,7 @@ from ldm_kit.planning.timing import RecipeTime, time_recipe
 
 Quality = Literal["draft", "good", "best"]
 ENOUGH = 0.75  # share of a recipe's steps below which a cheaper recipe is taken
+TOO_FEW = 0.02  # share of the steps of the cheapest recipe below which nothing is planned
 MOST = 8.0  # times a recipe's steps that a plan trains at most
 FEW = 500  # pictures below which a diffusion model is likely to copy them
 LEAST = 16  # pictures that a plan needs
@@ -128,7 +130,11 @@ class _Planner:
         self.data: dict[int, Split] = {}
 
     def choose(self, every: Sequence[Recipe], seconds: float) -> tuple[Recipe, float]:
-        """Return the best recipe of which the time allows enough steps, and the steps as a multiple of the recipe's."""
+        """Return the best recipe of which the time allows enough steps, and the steps as a multiple of the recipe's.
+
+        Raises:
+            UserError: the time is too short even for a few steps of the cheapest recipe.
+        """
         best = every[0]
         times = self.times(best, seconds)
         for recipe in every[1:]:
@@ -136,6 +142,12 @@ class _Planner:
                 continue
             if (fitting := self.times(recipe, seconds)) >= ENOUGH:
                 best, times = recipe, fitting
+        if times < TOO_FEW:
+            least = self.time(best).fixed + TOO_FEW * self.time(best).of_steps(best.steps)
+            raise UserError(
+                f"{seconds / 60:g} minutes are too few for {self.summary.path} on this machine; expected at least "
+                f"{math.ceil(least / 6) / 10:g}"
+            )
         return best, times
 
     def guess(self, timed: Recipe, other: Recipe, seconds: float) -> float:
@@ -165,11 +177,6 @@ class _Planner:
         data = self.data[recipe.resolution]
         first, second = (max(10, 10 * round(min(times, MOST) * steps / 10)) for steps in recipe.steps)
         steps = (0 if recipe.in_pixels else first, second)
-        if times * recipe.steps[1] < 50:
-            raise UserError(
-                f"{minutes:g} minutes are too few for {self.summary.path} on this machine; expected at least "
-                f"{(time.fixed + time.of_steps(recipe.steps) / 10) / 60:.0f}"
-            )
         psnr = None
         if not recipe.in_pixels:
             linear = linear_psnr(data.train, recipe.factor)

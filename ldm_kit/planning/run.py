@@ -14,10 +14,12 @@ from ldm_kit.data.images import PictureSet
 from ldm_kit.data.sources import load
 from ldm_kit.methods import read_run
 from ldm_kit.methods.latent_config import LatentRun
+from ldm_kit.methods.run_config import RunConfig, method_name
 from ldm_kit.methods.train import train
 from ldm_kit.models.folder import device_named
 from ldm_kit.models.pipeline import Pipeline
 from ldm_kit.planning.files import PlanFiles, expected_psnr
+from ldm_kit.training.distributed import on_main
 from ldm_kit.training.log import FILE
 from ldm_kit.viz.png import save_png
 from ldm_kit.viz.sheet import Section, sheet
@@ -54,28 +56,34 @@ def run_plan(plan: PlanFiles, say: Callable[[str], object]) -> PlanResult:
         UserError: a config cannot be used; see `ldm_kit.train`.
     """
     configs = [read_run(path) for path in plan.stages]  # all, before the first is trained
-    seconds: list[float] = []
-    expected: list[float] = []
-    for number, (path, config, planned) in enumerate(zip(plan.stages, configs, plan.seconds, strict=True), 1):
-        run = Path(config.run)
-        if (run / "model").is_dir():
-            say(f"{number}/{len(configs)}  {path.name}: trained already, {run / 'model'}")
-            continue
-        unfinished = any(run.glob("checkpoint-*"))
-        say(
-            f"{number}/{len(configs)}  {path.name}: about {planned / 60:.0f} minutes{', resumed' if unfinished else ''}"
-        )
-        began = time.monotonic()
-        train(config, resume="latest" if unfinished else None)
-        if not unfinished:
-            seconds.append(time.monotonic() - began)
-            expected.append(planned)
     latent = configs[-1]
     if not isinstance(latent, LatentRun):
-        raise UserError(f"{plan.stages[-1]} is of the method {type(latent).__name__}; expected latent diffusion")
-    result = PlanResult(tuple(seconds), tuple(expected), _psnr(plan), _sheet(plan, latent))
-    _write(plan.folder / RESULT, result)
+        raise UserError(f"{plan.stages[-1]} trains {method_name(latent)}; expected latent diffusion")
+    spent = [_train_stage(plan, number, config, say) for number, config in enumerate(configs)]
+    timed = [(seconds, expected) for seconds, expected in zip(spent, plan.seconds, strict=True) if seconds]
+    path = plan.folder / SHEET
+    result = PlanResult(tuple(s for s, _ in timed), tuple(e for _, e in timed), _psnr(plan), path)
+
+    def finish() -> None:
+        _write_sheet(path, latent)
+        content = {"seconds": result.seconds, "expected_seconds": result.expected, "psnr": result.psnr}
+        (plan.folder / RESULT).write_text(json.dumps(content, indent=1), encoding="utf-8")
+
+    on_main(finish)
     return result
+
+
+def _train_stage(plan: PlanFiles, number: int, config: RunConfig, say: Callable[[str], object]) -> float:
+    """Train a stage, if it is not finished; return its seconds, or 0 if it was trained, in whole or part, before."""
+    run, title = Path(config.run), f"{number + 1}/{len(plan.stages)}  {plan.stages[number].name}"
+    if (run / "model").is_dir():
+        say(f"{title}: trained already, {run / 'model'}")
+        return 0.0
+    unfinished = any(run.glob("checkpoint-*"))
+    say(f"{title}: about {plan.seconds[number] / 60:.1f} minutes{', resumed' if unfinished else ''}")
+    began = time.monotonic()
+    train(config, resume="latest" if unfinished else None)
+    return 0.0 if unfinished else time.monotonic() - began
 
 
 def _psnr(plan: PlanFiles) -> float | None:
@@ -87,7 +95,7 @@ def _psnr(plan: PlanFiles) -> float | None:
     return next((line["heldout_psnr"] for line in reversed([*lines]) if "heldout_psnr" in line), None)
 
 
-def _sheet(plan: PlanFiles, config: LatentRun) -> Path:
+def _write_sheet(path: Path, config: LatentRun) -> None:
     """Sample pictures for held-out captions or classes, and save a sheet of real and sampled ones."""
     data = load(config.data)
     pictures = data.heldout if len(data.heldout) else data.train
@@ -100,9 +108,7 @@ def _sheet(plan: PlanFiles, config: LatentRun) -> Path:
         Section(f"pictures of the folder{', not trained on' if len(data.heldout) else ''}", real, captions),
         Section("sampled by the model", sampled, captions),
     ]
-    path = plan.folder / SHEET
     save_png(sheet(sections, ""), path)
-    return path
 
 
 def _prompts(pictures: PictureSet, rows: list[int], kind: str) -> tuple[list[str | int], list[str] | None]:
@@ -113,8 +119,3 @@ def _prompts(pictures: PictureSet, rows: list[int], kind: str) -> tuple[list[str
         names = [pictures.classes[record.label or 0] for record in records]
         return [*names], names
     return [record.text for record in records], [record.text for record in records]
-
-
-def _write(path: Path, result: PlanResult) -> None:
-    content = {"seconds": result.seconds, "expected_seconds": result.expected, "psnr": result.psnr}
-    path.write_text(json.dumps(content, indent=1), encoding="utf-8")

@@ -106,7 +106,7 @@ def data_section(summary: FolderSummary, recipe: Recipe) -> Tree:
     few = summary.count < 500
     return {
         "source": "folder",
-        "path": str(summary.path),
+        "path": str(summary.path.resolve()),
         "resolution": recipe.resolution,
         **({} if recipe.channels == 3 else {"channels": recipe.channels}),
         **({"heldout": 0.1} if few else {}),
