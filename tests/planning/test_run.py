@@ -22,6 +22,8 @@ def here(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # diffusers on numpy 2
+
 
 def plan_of(folder):
     """Return the plan of a draft, which trains ten steps of each stage."""
