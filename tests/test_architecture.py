@@ -26,7 +26,7 @@ MEDIAN_FUNCTION = 6
 MOST_POSITIONAL = 5
 LAYERS = (
     {"cli", "demo"},
-    {"inference", "convert", "editing"},
+    {"inference", "convert", "editing", "planning"},
     {"methods"},
     {"models"},
     {"nets", "solvers", "data", "training", "metrics", "viz"},

@@ -20,7 +20,7 @@ COMMENTS = {
     "autoencoder": "stage 1: widths by level; each level after the first halves the sides",
     "perceptual": "network whose features are compared beside pixels; spec none: pixels alone, and softer pictures",
     "loss": "kl_weight: more makes latents that are easier to learn, and blurs",
-    "condition": "what the model is told: text, class, or none",
+    "condition": "text, class, or none",
     "unet": "stage 2: widths by level",
     "prediction_type": "v (Salimans & Ho 2022)",
     "train": "steps and batch were chosen for the time; more steps make better pictures",
@@ -58,7 +58,7 @@ def write_plan(plan: Plan, folder: Path) -> PlanFiles:
     if plan.psnr is not None:
         stages.append((FIRST, first_stage(plan.recipe, plan.data, str(first), plan.steps[0]), _header(plan, 0, folder)))
     autoencoder = None if plan.psnr is None else str(first)
-    tree = second_stage(plan.recipe, plan.data, str(second), plan.steps[1], autoencoder, plan.summary.words)
+    tree = second_stage(plan.recipe, plan.data, str(second), plan.steps[1], autoencoder, words=plan.summary.words)
     stages.append((SECOND, tree, _header(plan, 1, folder)))
     for name, content, header in stages:
         (folder / name).write_text(_commented(content, header), encoding="utf-8")

@@ -39,7 +39,7 @@ class FolderSummary:
 
     @property
     def condition(self) -> str:
-        """What a model can be told: "text", "class" or "none"."""
+        """What a model can be conditioned on: "text", "class" or "none"."""
         if self.captioned >= 0.5:
             return "text"
         return "class" if 1 < len(self.classes) <= MOST_CLASSES else "none"

@@ -55,7 +55,7 @@ def first_stage(recipe: Recipe, data: Tree, run: str, steps: int) -> Tree:
     }
 
 
-def second_stage(recipe: Recipe, data: Tree, run: str, steps: int, autoencoder: str | None, words: int = 0) -> Tree:
+def second_stage(recipe: Recipe, data: Tree, run: str, steps: int, autoencoder: str | None, *, words: int = 0) -> Tree:
     """Return the config of the diffusion model, as nested dicts.
 
     Args:

@@ -46,7 +46,7 @@ EVERY = [
 @pytest.mark.parametrize("recipe", EVERY, ids=str)
 def test_configs_are_valid_and_their_networks_can_be_built(recipe, tmp_path):
     data = stages.data_section(summary(grey=recipe.channels == 1), recipe)
-    second = check_run(stages.second_stage(recipe, data, "ldm", 100, "ae", 9), "ldm")
+    second = check_run(stages.second_stage(recipe, data, "ldm", 100, "ae", words=9), "ldm")
     side, channels = recipe.latent_side, recipe.channels if recipe.in_pixels else 4
     with torch.device("meta"):
         unet = build_unet(second.unet, sample_size=side, channels=channels, cross_width=128)
@@ -67,12 +67,12 @@ def test_a_few_pictures_hold_out_more():
 def test_the_text_encoder_is_the_pretrained_one_where_it_is_installed(monkeypatch):
     recipe = Recipe(64, "small", "text", 3)
     monkeypatch.setattr(stages, "find_spec", lambda name: object())
-    pretrained = stages.second_stage(recipe, {}, "ldm", 100, "ae", 31)["condition"]
+    pretrained = stages.second_stage(recipe, {}, "ldm", 100, "ae", words=31)["condition"]
     assert (pretrained["kind"], pretrained["length"]) == ("pretrained", 64)
     monkeypatch.setattr(stages, "find_spec", lambda name: None)
-    assert stages.second_stage(recipe, {}, "ldm", 100, "ae", 31)["condition"] == {"kind": "text", "length": 64}
-    assert stages.second_stage(recipe, {}, "ldm", 100, "ae", 2)["condition"]["length"] == 16
-    assert stages.second_stage(recipe, {}, "ldm", 100, "ae", 300)["condition"]["length"] == 77
+    assert stages.second_stage(recipe, {}, "ldm", 100, "ae", words=31)["condition"] == {"kind": "text", "length": 64}
+    assert stages.second_stage(recipe, {}, "ldm", 100, "ae", words=2)["condition"]["length"] == 16
+    assert stages.second_stage(recipe, {}, "ldm", 100, "ae", words=300)["condition"]["length"] == 77
 
 
 def test_without_weights_there_is_no_perceptual_distance(monkeypatch):
