@@ -73,7 +73,7 @@ def _title(facts: Facts, name: str) -> list[str]:
     config, kind = facts.config, KINDS.get(facts.method, f"a model of the method `{facts.method}`")
     condition = _condition(facts)
     under = "" if condition in (None, "none") else f", conditioned on {_CONDITIONS.get(condition or '', condition)}"
-    parts = ", ".join(f"{_count(count)} in {part}" for part, count in facts.parameters.items() if part != ".")
+    parts = ", ".join(f"{_count(count)} in {name}" for name, count in facts.parameters.items() if name != ".")
     total = f"{_count(sum(facts.parameters.values()))} parameters" + (f" ({parts})" if parts else "")
     lines = [
         f"# {name}",

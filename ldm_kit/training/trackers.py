@@ -21,13 +21,13 @@ def check_trackers(names: Sequence[str]) -> None:
     Raises:
         UserError: a tracker is unknown or not installed; the message says what to install.
     """
-    known = [name for name in map(str, LOGGER_TYPE_TO_CLASS) if name != TENSORBOARD]
+    accepted = [name for name in map(str, LOGGER_TYPE_TO_CLASS) if name != TENSORBOARD]
     installed = {str(getattr(name, "value", name)) for name in get_available_trackers()}
     for name in names:
         if name == TENSORBOARD:
             raise UserError("log.trackers names tensorboard, which log.tensorboard switches; leave it out")
-        if name not in known:
-            raise UserError(f"log.trackers names {name!r:.80}; expected some of {', '.join(known)}")
+        if name not in accepted:
+            raise UserError(f"log.trackers names {name!r:.80}; expected some of {', '.join(accepted)}")
         if name not in installed:
             package = _PACKAGES.get(name, name)
             raise UserError(f"log.trackers names {name}, which is not installed; expected `pip install {package}`")
