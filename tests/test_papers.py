@@ -8,9 +8,9 @@ import pytest
 from benchmarks.claims import paper_judge
 from benchmarks.claims.paper_claims import CLAIMS, Claim, Test, sampled
 from benchmarks.claims.paper_runs import VARIANTS, Runs
-from benchmarks.claims.paper_ways import Bench, Likely
+from benchmarks.claims.paper_ways import Bench, Likely, SampledLarge
 from benchmarks.claims.papers import MEASURES, papers
-from benchmarks.claims.verdict import OPPOSITE, REPRODUCED, UNDECIDED, Comparison, cells, judge
+from benchmarks.claims.verdict import OPPOSITE, REPRODUCED, UNDECIDED, Comparison, cells, judge, tally
 
 TINY = (
     "log.max_heldout=16",
@@ -57,6 +57,15 @@ def test_a_factor_multiplies_b_alone():
     assert row[6].startswith("-1.05 [-1.69, -0.41]")  # t of 1 degree is 12.7062; the deviation over sqrt(2) is 0.05
 
 
+def test_verdicts_are_counted_in_the_rows_of_tables_alone():
+    row = "| a claim, **reproduced** elsewhere | a | b | **{}** |"
+    verdicts = [REPRODUCED, OPPOSITE, REPRODUCED, UNDECIDED]
+    page = "\n".join(["It is **reproduced** if", *(row.format(verdict) for verdict in verdicts)])
+    counted = f"Comparisons below: 4, of which 2 **{REPRODUCED}**, 1 **{OPPOSITE}**, 1 **{UNDECIDED}**."
+    assert tally(page) == counted
+    assert tally(f"{page}\n{counted}") == counted
+
+
 @pytest.mark.parametrize("name", CLAIMS)
 def test_claims_compare_their_own_rows_by_known_measures(name):
     claim = CLAIMS[name]()
@@ -65,13 +74,15 @@ def test_claims_compare_their_own_rows_by_known_measures(name):
         assert {test.a, test.b} <= {*claim.rows}
         assert {test.measure, test.other or test.measure} <= {*MEASURES}
     ways: list[Any] = [*claim.rows.values()]
-    models = {way.model for way in ways} | {getattr(way, "classifier", "") for way in ways}
+    models = {getattr(way, name, "") for way in ways for name in ("model", "classifier")}
+    models |= {name for way in ways for name in getattr(way, "trainings", ())}
     assert models - {""} <= {*VARIANTS}
 
 
 def test_ways_that_differ_are_measured_apart():
     ways = [sampled("eps", "ddim", 10), sampled("eps", "ddim", 20), sampled("x0", "ddim", 10), Likely("eps")]
     ways += [sampled("eps", "ddim", 10, "classifier"), sampled("eps", "ddim", 10, guidance_scale=2.0)]
+    ways.append(SampledLarge("eps", {"solver": "ddim", "steps": 10}))
     assert len({repr(way) for way in ways}) == len(ways)
 
 
@@ -93,12 +104,16 @@ def test_a_claim_is_trained_measured_once_and_printed_again(tmp_path, monkeypatc
     assert "few (nowhere)" in printed
     assert any(verdict in printed for verdict in (REPRODUCED, OPPOSITE, UNDECIDED))
     assert (heading + printed).strip() in page.read_text(encoding="utf-8")
+    assert "Comparisons below: 1, of which" in page.read_text(encoding="utf-8")
     assert (tmp_path / "claims-toy.png").stat().st_size > 0
     assert sorted(path.name for path in tmp_path.glob("eps-*")) == ["eps-0", "eps-1"]
     monkeypatch.setattr("benchmarks.claims.paper_runs.train", lambda *_: pytest.fail("trained again"))
     monkeypatch.setattr(Bench, "judge", property(lambda _: pytest.fail("measured again")))
     papers(["toy"], out=tmp_path, seeds=2, count=16, page=False)
     assert capsys.readouterr().out.endswith(heading + printed)
+    bench = Bench(Runs(tmp_path))
+    variances = [way.pipeline(bench, 0).variance for way in (sampled("eps", "ddpm", 1), SampledLarge("eps"))]
+    assert variances == ["small", "large"]
 
 
 def test_what_a_run_starts_from_is_trained_first_with_the_same_seed(tmp_path, monkeypatch):

@@ -6,7 +6,7 @@ fidelity      how often OpenMoji's drawing nearest to a picture is the prompted 
 editing       semantic codes and edits against true counterparts (trains for two hours)         page semantic.md
 measures      which measures rank known faults of pictures rightly (minutes)                    page evaluation.md
 estimators    estimators of attribute directions (a minute)                                     page editing.md
-papers        claims of the field's founding papers in miniature (trains for an hour)           page claims.md
+papers        claims of the field's founding papers in miniature (trains for two hours)        page claims.md
 """
 
 from benchmarks.claims.editing import editing

@@ -20,7 +20,7 @@ FRAMES = 9  # of an interpolation, both ends among them
 FEWEST = 5  # unseen pictures with a value, below which it is left out of a probe's mean
 
 RECONSTRUCTION: Columns = {
-    "model": ("", ""),
+    "model": ("one training each", ""),
     "steps": ("steps", ""),  # of DDIM, both ways
     "noise": ("x_T", ""),
     "mse": ("MSE", ".1e"),  # of pixels in 0 to 1
@@ -28,7 +28,7 @@ RECONSTRUCTION: Columns = {
     "lite0": ("Lite0 distance", ".3f"),
 }
 PROBES: Columns = {
-    "code": ("", ""),
+    "code": ("one training each", ""),
     "attribute": ("attribute", ""),
     "values": ("values", ""),
     "auroc": ("AUROC", ".3f"),  # means over the attribute's values
@@ -36,20 +36,20 @@ PROBES: Columns = {
     "chance": ("chance", ".3f"),  # of the average precision: the share of the pictures that have the value
 }
 SWAPS: Columns = {
-    "model": ("", ""),
+    "model": ("one training each", ""),
     "count": ("pictures", ""),
     "nearer": ("nearer to z's", ".0%"),  # than to x_T's, by Lite0 features
     "group_z": ("group of z's", ".0%"),  # as the judge reads it
     "group_x": ("group of x_T's", ".0%"),
 }
 INTERPOLATION: Columns = {
-    "way": ("", ""),
+    "way": ("one training each", ""),
     "count": ("pairs", ""),
     "largest": ("largest step", ".2f"),  # by the mean step: 1 is even, 8 a jump
     "length": ("length", ".2f"),  # all steps by the distance of the ends: 1 is straight
 }
 PRIOR: Columns = {
-    "codes": ("codes", ""),
+    "codes": ("codes, one training", ""),
     "count": ("pictures", ""),
     "distance": ("Lite0 Fréchet distance", ".0f"),
 }

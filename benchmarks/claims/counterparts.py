@@ -45,7 +45,7 @@ class Edit:
 
 
 EDITS: Columns = {
-    "model": ("", ""),
+    "model": ("one training each", ""),
     "attribute": ("attribute", ""),
     "right": ("right", ".0%"),  # the judge reads the new value
     "closer": ("closer", ".0%"),  # nearer to the truth than the unedited picture is, in pixels
@@ -57,7 +57,7 @@ EDITS: Columns = {
     "rank_lite0": ("median rank (Lite0)", ".0f"),
 }
 STEPS: Columns = {
-    "model": ("", ""),
+    "model": ("one training each", ""),
     "attribute": ("attribute", ""),
     "way": ("step", ""),
     "left": ("left", ".2f"),  # distance(moved, truth) / distance(unmoved, truth) of normalised codes

@@ -28,7 +28,7 @@ RECONSTRUCTION_STEPS = (10, 20, 50, 100, 250)
 ENCODE, DECODE = 100, 50  # steps of all else: up to x_T, and down
 PCA = "256 principal components"
 COMPUTE: Columns = {
-    "model": ("", ""),
+    "model": ("one training each", ""),
     "parameters": ("trained parameters (M)", ".1f"),
     "steps": ("steps of 64 pictures", ""),
     "petaflops": ("PFLOP of training", ".2f"),

@@ -22,7 +22,7 @@ from ldm_kit.config import UserError
 from ldm_kit.models.options import SamplingOptions
 from ldm_kit.models.pipeline import Pipeline
 
-HEAD = ("guidance", "scale", "prompted values shown, %", "all ten shown, %", "Lite0 distance")
+HEAD = ("guidance, one training", "scale", "prompted values shown, %", "all ten shown, %", "Lite0 distance")
 
 
 class ValuesAlone:

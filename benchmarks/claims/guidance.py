@@ -28,7 +28,7 @@ SCALE = 2.0  # of classifier-free guidance
 SOLVERS = (("ddpm", 1000), ("ddim", 10), ("ddim", 20), ("ddim", 50), ("ddim", 100), ("dpm++", 10), ("dpm++", 20))
 PER_CLASS = 200  # pictures of each class that the distance is to
 COLUMNS = {
-    "name": ("", ""),
+    "name": ("one training each", ""),
     "accuracy": ("class accuracy [95 %]", ""),
     "distance": ("Lite0 Fréchet distance", ".2f"),
     "seconds": ("seconds", ".0f"),

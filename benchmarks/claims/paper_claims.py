@@ -3,7 +3,9 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from benchmarks.claims.paper_ways import Figures, Likely, Reconstructed, Sampled, Way
+from benchmarks.claims.paper_runs import FACTORS
+from benchmarks.claims.paper_stages import Cost, Prompted, Restored, Shown
+from benchmarks.claims.paper_ways import Figures, Likely, Reconstructed, Sampled, SampledLarge, Way
 from benchmarks.claims.verdict import Comparison
 
 CLOSE = 1.25  # "comparable" is a distance of at most so many times the other's
@@ -41,6 +43,7 @@ class Claim:
     rows: Mapping[str, Way]
     tests: Sequence[Test]
     sheet: bool = False  # whether its pictures are worth a look
+    count: int | None = None  # pictures of a row; None: as many as of other claims
 
 
 def sampled(model: str, solver: str, steps: int, classifier: str = "", **options: float) -> Sampled:
@@ -51,6 +54,7 @@ def sampled(model: str, solver: str, steps: int, classifier: str = "", **options
 _SONG, _IDDPM, _HO = "Song et al. 2021, table 1", "Nichol & Dhariwal 2021", "Ho et al. 2020, table 2"
 _CFG, _ADM = "Ho & Salimans 2022, section 4", "Dhariwal & Nichol 2021, figure 4"
 _DIFFAE, _PDAE = "Preechakul et al. 2022", "Zhang et al. 2022"
+_LDM, _IMAGEN = "Rombach et al. 2022", "Saharia et al. 2022, ablation of text conditioning"
 
 
 def _ddim() -> Claim:
@@ -61,9 +65,11 @@ def _ddim() -> Claim:
 
 
 def _long_chain() -> Claim:
-    rows = {f"{name}, {n} steps": sampled("eps", name, n) for name, n in (("ddim", 50), ("ddpm", 1000))}
-    claim = f"DDIM with 50 steps is comparable (at most {CLOSE} times the distance) to DDPM with 1000"
-    return Claim(rows, [Test(claim, _SONG, *rows, measure="distance", factor=CLOSE)])
+    chain = "ddpm, 1000 steps"
+    rows = {f"ddim, {n} steps": sampled("eps", "ddim", n) for n in (10, 20, 50)}
+    comparable = f"with few steps DDIM is comparable (at most {CLOSE} times the distance) to DDPM with the whole chain"
+    tests = [Test(comparable, _SONG, row, chain, "distance", factor=CLOSE) for row in rows]
+    return Claim({**rows, chain: sampled("eps", "ddpm", 1000)}, tests, count=128)
 
 
 def _prediction() -> Claim:
@@ -90,9 +96,10 @@ def _variance() -> Claim:
     tests: list[Test] = []
     claim, source = "a learned variance gives better pictures with few steps", f"{_IDDPM}, section 4"
     for n in (25, 50):
-        learned, fixed = (f"{kind} variance, {n} steps" for kind in ("learned", "the posterior's"))
+        learned, fixed, large = (f"{kind} variance, {n} steps" for kind in ("learned", "the posterior's", "beta as"))
         rows[learned], rows[fixed] = sampled("learned", "ddpm", n), sampled("eps", "ddpm", n)
-        tests.append(Test(claim, source, learned, fixed, "distance"))
+        rows[large] = SampledLarge("eps", {"solver": "ddpm", "steps": n})
+        tests += [Test(claim, source, learned, other, "distance") for other in (fixed, large)]
     likely = {"learned variance, likelihood": Likely("learned"), "the posterior's, likelihood": Likely("eps")}
     tests.append(Test("... and a better likelihood", f"{_IDDPM}, tables 1 and 2", *likely, measure="bits"))
     return Claim({**rows, **likely}, tests)
@@ -143,15 +150,94 @@ def _codes() -> Claim:
 
 def _half() -> Claim:
     noises = ("inferred", "random")
-    rows = {
+    rows: dict[str, Way] = {
         f"{name}, {noise} x_T": Reconstructed(model, noise)
         for noise in noises
-        for name, model in (("PDAE, half the steps", "pdae"), ("DiffAE", "diffae"))
+        for name, model in (("PDAE, half the steps", "pdae"), ("DiffAE", "diffae-long"))
     }
     a, b, c, d = rows
-    claim = "PDAE on a frozen model reconstructs better than DiffAE after half the training, x_T "
-    source = f"{_PDAE}, table 1"
-    return Claim(rows, [Test(claim + "inferred", source, a, b, "mse"), Test(claim + "random", source, c, d, "mse")])
+    costs = {
+        "PDAE, half the steps": Cost(("pdae",)),
+        "PDAE and its base": Cost(("pdae", "unconditional")),
+        "DiffAE": Cost(("diffae-long",)),
+    }
+    e, f, g = costs
+    claim, cost, source = "PDAE on a frozen model", "... which costs less, ", f"{_PDAE}, table 1 and section 5"
+    better = f"{claim} reconstructs better than DiffAE after half the training"
+    tests = [
+        Test(f"{better}, x_T inferred", source, a, b, "mse"),
+        Test(f"{better}, x_T random", source, c, d, "mse"),
+        Test(f"{cost}the base not counted", source, e, g, "seconds"),
+        Test(f"{cost}the base counted", source, f, g, "seconds"),
+    ]
+    return Claim({**rows, **costs}, tests, sheet=True)
+
+
+def _attention() -> Claim:
+    models = {"cross-attention to all states": "cross-attention", "the mean of the states as one token": "pooled"}
+    rows: dict[str, Way] = {}
+    tests: list[Test] = []
+    claims = {"colours": "cross-attention follows captions better than a pooled text", "shape": "... and in the shape"}
+    claims["all colours"] = "... with each of three colours in its place"
+    for guided, more in (("", {}), (", guidance 4", {"guidance_scale": 4.0})):
+        pair = {f"{name}{guided}": model for name, model in models.items()}
+        rows |= {name: Prompted(model, {"solver": "ddim", "steps": 20, **more}) for name, model in pair.items()}
+        tests += [Test(claim, _IMAGEN, *pair, measure=measure, higher=True) for measure, claim in claims.items()]
+    return Claim(rows, tests, sheet=True)
+
+
+def _shown(model: str, *more: str) -> Shown:
+    return Shown(model, (model, *more), {"solver": "ddim", "steps": 20})
+
+
+def _latent() -> Claim:
+    rows = {
+        "latents (KL, f = 4)": _shown("kl-f4-latents"),
+        "pixels": _shown("pixels"),
+        "latents and their first stage": _shown("kl-f4-latents", "kl-f4"),
+        "pixels, trained longer": _shown("pixels-long"),
+    }
+    a, b, c, d = rows
+    claim, source = "latents are better than pixels after equal training, the first stage's ", f"{_LDM}, section 4.1"
+    tests = [Test(claim + "not counted", source, a, b, "distance"), Test(claim + "counted", source, c, d, "distance")]
+    return Claim(rows, tests, sheet=True)
+
+
+def _first_stages() -> Claim:
+    rows, tests = _stages([*((f, "KL") for f in FACTORS), (4, "VQ")]), _against_vq(4)
+    for f, other in ((2, 4), (4, 16)):
+        restores, pair = f"f = {f} restores better than f = {other}", _pair(f, "KL", other, "KL", "restored")
+        tests.append(Test(restores, f"{_LDM}, table 8", *pair, measure="psnr", higher=True))
+    for f, amount in ((2, "little"), (16, "much")):
+        better = f"after equal training f = 4 generates better than f = {f}, which reduces too {amount}"
+        tests.append(Test(better, f"{_LDM}, figure 6", *_pair(4, "KL", f, "KL", "generated"), measure="distance"))
+    return Claim(rows, tests, sheet=True)
+
+
+def _quantised() -> Claim:
+    rest = [f for f in FACTORS if f != 4]
+    return Claim(_stages([(f, kind) for f in rest for kind in ("KL", "VQ")]), [t for f in rest for t in _against_vq(f)])
+
+
+def _stages(kinds: Sequence[tuple[int, str]]) -> dict[str, Way]:
+    """Return two rows for each reduction factor and kind of a first stage: what it restores, what its latents do."""
+    variants = {f"{kind}, f = {f}": f"{kind.lower()}-f{f}" for f, kind in kinds}
+    rows: dict[str, Way] = {f"{name}, restored": Restored(variant) for name, variant in variants.items()}
+    return rows | {f"{name}, generated": _shown(f"{variant}-latents") for name, variant in variants.items()}
+
+
+def _against_vq(f: int) -> list[Test]:
+    restores, generates = (
+        "a first stage with KL restores better than one with VQ",
+        'latents of VQ "sometimes" generate better',
+    )
+    a, b = _pair(f, "KL", f, "VQ", "restored"), _pair(f, "VQ", f, "KL", "generated")
+    first = Test(f"{restores}, f = {f}", f"{_LDM}, table 8", *a, measure="psnr", higher=True)
+    return [first, Test(f"... but {generates}", f"{_LDM}, section 4", *b, measure="distance")]
+
+
+def _pair(f: int, kind: str, other: int, other_kind: str, what: str) -> tuple[str, str]:
+    return f"{kind}, f = {f}, {what}", f"{other_kind}, f = {other}, {what}"
 
 
 CLAIMS = {
@@ -165,4 +251,8 @@ CLAIMS = {
     "half": _half,
     "importance": _importance,
     "long-chain": _long_chain,
+    "attention": _attention,
+    "latent": _latent,
+    "first-stages": _first_stages,
+    "quantised": _quantised,
 }

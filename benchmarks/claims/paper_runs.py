@@ -3,10 +3,12 @@
 import json
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
+from benchmarks.claims.paper_pooled import pooled_captions
 from ldm_kit.methods.train import train
 
 CONFIGS = Path("configs/benchmarks/claims")
@@ -23,21 +25,49 @@ class Variant:
     config: str  # name of the file in CONFIGS, without .yaml
     overrides: tuple[str, ...] = ()
     needs: tuple[str, ...] = ()  # variants whose runs this one starts from
+    context: Callable[[], AbstractContextManager[None]] = nullcontext  # in which it is trained and sampled
 
 
 _LEARNED = "variance=learned_range"
-_BOUND = (_LEARNED, "loss=vlb", "schedule.num_train_timesteps=250", "train.steps=200")
+_BOUND = (_LEARNED, "loss=vlb", "schedule.num_train_timesteps=250", "train.steps=300")
+HALF = 400  # steps of PDAE; DiffAE has twice as many
+FACTORS = (2, 4, 8, 16)  # reduction factors of first stages
+WIDTHS = {2: "[16,16]", 4: "[16,16,32]", 8: "[16,16,32,32]", 16: "[16,16,32,32,64]"}
+CHANNELS = {2: 2, 4: 3, 8: 4, 16: 8}  # of latents
+LATENT_STEPS = {2: 95, 4: 240, 8: 460, 16: 550}  # of diffusion, which take as long as those of the variant `pixels`
+PIXEL_STEPS_LONG = 135  # which take as long as a first stage of f = 4 and the steps in its latents
+
+
+def _stages(kind: str) -> dict[str, Variant]:
+    """Return first stages "KIND-fF" of each reduction factor F, and the diffusion models "KIND-fF-latents"."""
+    variants: dict[str, Variant] = {}
+    for f in FACTORS:
+        first, small = f"{kind}-f{f}", ("unet.widths=[32,64]", "unet.attention_levels=[false,true]")
+        shape = (f"autoencoder.widths={WIDTHS[f]}", f"autoencoder.latent_channels={CHANNELS[f]}")
+        variants[first] = Variant(f"shapes_{kind}", shape)
+        changes = (f"autoencoder={{{first}}}", *small, f"train.steps={LATENT_STEPS[f]}")
+        variants[f"{first}-latents"] = Variant("shapes", changes, (first,))
+    return variants
+
+
 VARIANTS = {
     "eps": Variant("digits"),
     "x0": Variant("digits", ("prediction_type=x0",)),
     "linear": Variant("digits", ("schedule.kind=linear",)),
     "learned": Variant("digits", (_LEARNED,)),
-    "unconditional": Variant("digits", ("condition={kind: none}",)),
+    "unconditional": Variant("digits", ("condition={kind: none}", "train.steps=250")),
     "bound": Variant("digits", _BOUND),
     "bound-importance": Variant("digits", (*_BOUND, "timestep_sampling.density=loss_second_moment")),
     "classifier": Variant("digits_classifier"),
     "diffae": Variant("digits_diffae"),
-    "pdae": Variant("digits_pdae", ("base={unconditional}",), ("unconditional",)),
+    "diffae-long": Variant("digits_diffae", (f"train.steps={2 * HALF}", "train.batch_size=16")),
+    "pdae": Variant("digits_pdae", ("base={unconditional}", f"train.steps={HALF}"), ("unconditional",)),
+    "cross-attention": Variant("shapes_text"),
+    "pooled": Variant("shapes_text", context=pooled_captions),
+    "pixels": Variant("shapes"),
+    "pixels-long": Variant("shapes", (f"train.steps={PIXEL_STEPS_LONG}",)),
+    **_stages("kl"),
+    **_stages("vq"),
 }
 
 
@@ -70,7 +100,8 @@ class Runs:
             changes = [override.format_map(needed) if needed else override for override in variant.overrides]
             shutil.rmtree(run, ignore_errors=True)
             start = time.process_time()
-            train(CONFIGS / f"{variant.config}.yaml", [f"run={run}", f"seed={seed}", *changes, *self.overrides])
+            with variant.context():
+                train(CONFIGS / f"{variant.config}.yaml", [f"run={run}", f"seed={seed}", *changes, *self.overrides])
             (run / SECONDS).write_text(json.dumps(time.process_time() - start), encoding="utf-8")
         return run / "model"
 

@@ -3,15 +3,16 @@
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 import typer
 from torch import Tensor
 
 from benchmarks.claims.judge import pixels_of
+from benchmarks.claims.paper_factors import FactorJudge
 from benchmarks.claims.paper_judge import PictureJudge
 from benchmarks.claims.paper_runs import CONFIGS, VARIANTS, Runs
 from ldm_kit.data.images import to_unit
@@ -34,6 +35,7 @@ class Bench:
 
     runs: Runs
     count: int = 256  # pictures of a row
+    judges: dict[str, FactorJudge] = field(default_factory=dict[str, FactorJudge])  # of shapes, by the data's config
 
     @cached_property
     def judge(self) -> PictureJudge:
@@ -62,6 +64,15 @@ class Way(Protocol):
         ...
 
 
+@runtime_checkable
+class Pictured(Way, Protocol):
+    """A way whose figures are those of pictures."""
+
+    def pictures(self, bench: Bench, seed: int) -> Tensor:
+        """Return the pictures, uint8 [N, C, R, R], of which the figures are; N is at most `bench.count`."""
+        ...
+
+
 @dataclass(frozen=True)
 class Sampled:
     """Pictures sampled from a pixel model, judged by features and prompts.
@@ -76,11 +87,16 @@ class Sampled:
     options: Mapping[str, Any] = field(default_factory=dict[str, Any])
     classifier: str = ""
 
+    def pipeline(self, bench: Bench, seed: int) -> Pipeline:
+        """Return the model that samples, with its classifier if there is one."""
+        pipeline = Pipeline.load(bench.runs.model(self.model, seed))
+        if not self.classifier:
+            return pipeline
+        return pipeline.with_guides(NoisyClassifier.load(bench.runs.model(self.classifier, seed)))
+
     def pictures(self, bench: Bench, seed: int) -> Tensor:
         """Sample `bench.count` pictures, uint8 [N, C, R, R]; noise is the same for all ways of one seed."""
-        pipeline, judge = Pipeline.load(bench.runs.model(self.model, seed)), bench.judge
-        if self.classifier:
-            pipeline = pipeline.with_guides(NoisyClassifier.load(bench.runs.model(self.classifier, seed)))
+        pipeline, judge = self.pipeline(bench, seed), bench.judge
         prompts: Sequence[str | int] = judge.classes(bench.count).tolist()
         if pipeline.conditioner.null is None and not self.classifier:
             prompts = [""] * bench.count
@@ -91,6 +107,15 @@ class Sampled:
     def measure(self, bench: Bench, seed: int) -> Figures:
         """Return distance, precision, recall and right of the sampled pictures."""
         return bench.judge.figures(self.pictures(bench, seed))
+
+
+@dataclass(frozen=True)
+class SampledLarge(Sampled):
+    """Pictures sampled with beta as the variance of DDPM's steps, in place of the posterior's."""
+
+    def pipeline(self, bench: Bench, seed: int) -> Pipeline:
+        """Return the model that samples, with variance `large`."""
+        return replace(super().pipeline(bench, seed), variance="large")
 
 
 @dataclass(frozen=True)

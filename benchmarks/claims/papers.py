@@ -15,8 +15,8 @@ import typer
 
 from benchmarks.claims.paper_claims import CLAIMS, Claim
 from benchmarks.claims.paper_runs import Runs
-from benchmarks.claims.paper_ways import Bench, Figures, Reconstructed, Sampled
-from benchmarks.claims.verdict import HEAD, RULE, Comparison, cells
+from benchmarks.claims.paper_ways import Bench, Figures, Pictured
+from benchmarks.claims.verdict import HEAD, RULE, Comparison, cells, tally
 from benchmarks.tables import chosen, markdown, page_of, write_section
 from ldm_kit.cli import cli_errors
 from ldm_kit.viz.grid import grid
@@ -32,12 +32,18 @@ MEASURES = {  # name of a measure -> format
     "psnr": ".2f",
     "class of z": ".3f",
     "class of x_T": ".3f",
+    "colours": ".3f",
+    "all colours": ".3f",
+    "swapped": ".3f",
+    "shape": ".3f",
+    "seconds": ".0f",
 }
-SHOWN = 10  # pictures of a row of a sheet
+SHOWN, SIDE = 10, 48  # of a sheet: pictures of a row, and pixels along each of their sides
 
 
 def measure(claim: Claim, bench: Bench) -> dict[str, list[Figures]]:
     """Return the figures of each row by its name, one for each seed; what is missing is trained and measured."""
+    bench = replace(bench, count=min(bench.count, claim.count or bench.count))
     return {name: [bench.figures(way, seed) for seed in bench.runs.seeds] for name, way in claim.rows.items()}
 
 
@@ -59,10 +65,11 @@ def _cell(seeds: Sequence[Figures], name: str) -> str:
 def save_sheet(claim: Claim, bench: Bench, path: Path) -> None:
     """Save pictures of the first seed as a PNG, a row of SHOWN for each way that has pictures."""
     few = replace(bench, count=SHOWN)
-    ways = {name: way for name, way in claim.rows.items() if isinstance(way, Sampled | Reconstructed)}
+    ways = {name: way for name, way in claim.rows.items() if isinstance(way, Pictured)}
     shown = {name: way.pictures(few, bench.runs.seeds[0]) for name, way in ways.items()}
     captions = [name for name in shown for _ in range(SHOWN)]
-    save_png(grid(torch.cat([*shown.values()]), SHOWN, 6, captions), path, None)
+    pictures = torch.cat([*shown.values()])
+    save_png(grid(pictures, SHOWN, max(1, SIDE // pictures.shape[-1]), captions), path, None)
 
 
 def verdicts_table(comparisons: Sequence[Comparison]) -> str:
@@ -77,7 +84,7 @@ def papers(
     count: Annotated[int, typer.Option(min=16, help="pictures of a row")] = 256,
     page: Annotated[bool, typer.Option("--page/--no_page", help="write the page claims.md")] = True,
 ) -> None:
-    """Test claims of papers on small models of digits, trained where they are missing, and print what came of them."""
+    """Test claims of papers on small models of digits and shapes, trained if missing, and print what came of them."""
     with cli_errors():
         selected, target = chosen(names, CLAIMS), page_of("claims.md") if page else None
         typer.echo(RULE)
@@ -94,3 +101,4 @@ def papers(
                     save_sheet(claim, bench, sheet)
                     text += f"\n\n![{name}: rows as in the table]({sheet.name})"
                 write_section(target, f"claims {name}", text)
+                write_section(target, "verdicts", tally(target.read_text(encoding="utf-8")))

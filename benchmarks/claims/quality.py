@@ -90,7 +90,9 @@ def trained_table(rows: Mapping[str, Sequence[Job]], setting: Setting) -> str:
         shown = [_mean_and_range(key, [row[key] for row in figures]) for key in FIGURES.values()]
         steps, seconds = (statistics.median(row[key] for row in figures) for key in ("steps", "seconds"))
         lines.append((name, f"{seconds:.0f}", f"{steps:.0f}", *shown))
-    return markdown(("", "core seconds", "steps", *FIGURES), lines)
+    trainings = max(len(jobs) for jobs in rows.values())
+    head = "one training each" if trainings == 1 else f"{trainings} trainings each"
+    return markdown((head, "core seconds", "steps", *FIGURES), lines)
 
 
 def _mean_and_range(key: str, values: Sequence[float]) -> str:
@@ -127,4 +129,4 @@ def steps_table(rows: Mapping[str, Figures]) -> str:
         times = first / figures["seconds a picture"]
         shown = [f"{figures[key]:.0f}" if key == "lite0" else f"{100 * figures[key]:.1f} %" for key in FIGURES.values()]
         lines.append((name, str(ROWS[name].evaluations), f"{times:.1f}", *shown))
-    return markdown(("", "network evaluations", "times as fast", *FIGURES), lines)
+    return markdown(("one training", "network evaluations", "times as fast", *FIGURES), lines)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from ldm_kit.metrics.intervals import Interval, t_interval
 
 REPRODUCED, OPPOSITE, UNDECIDED = "reproduced", "opposite", "not decided at this size"
+VERDICTS = REPRODUCED, OPPOSITE, UNDECIDED
 RULE = (
     "A and B are measured for each seed. The difference A - factor B (factor is 1 unless the row says otherwise) has a "
     "95 % interval over seeds by Student's t. A claim is **reproduced** if the interval is on the claimed side of 0, "
@@ -90,6 +91,14 @@ def cells(comparison: Comparison, form: str) -> list[str]:
         difference,
         f"**{comparison.verdict}**",
     ]
+
+
+def tally(page: str) -> str:
+    """Return a sentence with how many comparisons of a page's tables have each verdict; verdicts end their rows."""
+    rows = [line for line in page.splitlines() if line.startswith("| ")]
+    counts = {verdict: sum(row.endswith(f"| **{verdict}** |") for row in rows) for verdict in VERDICTS}
+    listed = [f"{count} **{verdict}**" for verdict, count in counts.items()]
+    return f"Comparisons below: {sum(counts.values())}, of which {', '.join(listed)}."
 
 
 HEAD = ("claim", "A", "B", "claimed", "A", "B", "A - factor B [95 %]", "verdict")
