@@ -31,7 +31,7 @@ def read_weights(weights: str, setting: str = SETTING) -> Mapping[str, Tensor]:
     try:
         return load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
     except Exception as error:  # of many unrelated classes: torn files, other formats, pickled code
-        first = str(error).partition("\n")[0]
+        first = str(error).partition("\n")[0].partition(". ")[0]
         raise AutoencoderError(f"The weights in {path} cannot be read, no code in them is run: {first:.200}") from None
 
 

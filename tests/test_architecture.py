@@ -26,7 +26,8 @@ MEDIAN_FUNCTION = 6
 MOST_POSITIONAL = 5
 LAYERS = (
     {"cli", "demo"},
-    {"inference", "convert", "editing", "planning"},
+    {"inference", "convert", "planning"},
+    {"editing"},
     {"methods"},
     {"models"},
     {"nets", "solvers", "data", "training", "metrics", "viz"},

@@ -113,14 +113,16 @@ def memorisation(
 ) -> None:
     """Find samples that are copies of training pictures; write a sheet with the nearest training picture of each."""
     with cli_errors():
+        from ldm_kit.inference.evaluate_processes import is_main_process
         from ldm_kit.inference.memorisation import default_out, find_memorised
         from ldm_kit.paths import check_writable
 
         if request.out is None:
             check_writable(default_out(path).parent)
         report = find_memorised(path, request, options, guides)
-        typer.echo(f"{report}\n")
-        typer.echo("written to {} and {}".format(*report.write(request.out or default_out(path), request.rows)))
+        if is_main_process():
+            typer.echo(f"{report}\n")
+            typer.echo("written to {} and {}".format(*report.write(request.out or default_out(path), request.rows)))
 
 
 @app.command()

@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from ldm_kit.config import UserError
 from ldm_kit.data.factors import FactorSet, Values, check_factor, pixel_digest
+from ldm_kit.data.peers import agreed, everyone
 from ldm_kit.diffusion import rng
 from ldm_kit.editing import operations
 from ldm_kit.editing.operations import Change
@@ -38,6 +39,9 @@ class PlannedEdit(NamedTuple):
     def direction(self) -> str:
         """Name of the direction from value to value, such as "hair colour: black > blond"."""
         return f"{self.factor}: {self.before}{TO}{self.after}"
+
+
+Plan = tuple[int, Sequence[PlannedEdit]]  # index of a picture, and its edits
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,6 +72,8 @@ class EditJudge:
     ) -> dict[str, list[EditError]]:
         """Make `count` edits, and compare each edited picture with the exact picture of that edit.
 
+        Several processes edit a share of the pictures each, and all return the errors of all edits.
+
         Pictures are taken in order, and each factor of a picture is edited once. Its new value is random among those
         that have a direction from the old value and an exact picture that differs from the original. A factor that is
         hidden in the original or in the exact picture is not edited.
@@ -92,16 +98,24 @@ class EditJudge:
         errors: dict[str, list[EditError]] = {factor: [] for factor in factors or pictures.factors}
         planned = (edit for i in range(len(pictures)) for edit in self._plan(pictures, i, [*errors], seed, seen))
         plans = [(i, [edit for _, edit in some]) for i, some in groupby(islice(planned, count), key=itemgetter(0))]
-        with tqdm(total=sum(len(edits) for _, edits in plans), desc="editing", unit="edit") as bar:
-            for factor, error in self._measure(pictures, plans):
+        group = everyone()
+        shares = agreed(group, lambda: self._measure_all(pictures, plans[group.rank :: group.size]))
+        for i in range(len(plans)):
+            for factor, error in shares[i % group.size][i // group.size]:
                 errors[factor].append(error)
-                bar.update()
         return errors
 
-    def _measure(
-        self, pictures: FactorSet, plans: Sequence[tuple[int, Sequence[PlannedEdit]]]
-    ) -> Iterator[tuple[str, EditError]]:
-        """Make the edits in `plans`, pairs of a picture's index and its edits; yield the factor and error of each."""
+    def _measure_all(self, pictures: FactorSet, plans: Sequence[Plan]) -> list[list[tuple[str, EditError]]]:
+        """Return factor and error of each edit in `plans`, plan by plan, with a progress bar."""
+        with tqdm(total=sum(len(edits) for _, edits in plans), desc="editing", unit="edit") as bar:
+            measured: list[list[tuple[str, EditError]]] = []
+            for errors in self._measure(pictures, plans):
+                measured.append([*errors])
+                bar.update(len(measured[-1]))
+        return measured
+
+    def _measure(self, pictures: FactorSet, plans: Sequence[Plan]) -> Iterator[Iterator[tuple[str, EditError]]]:
+        """Make the edits in `plans`; yield, for each plan, the factor and error of each of its edits."""
         size = BatchSize.for_pictures(None, pictures.resolution)
 
         def encode(rows: range) -> list[tuple[Tensor, Tensor]]:
@@ -114,7 +128,7 @@ class EditJudge:
         for (index, edits), (z, x_T) in zip(plans, codes, strict=True):
             noise = x_T.expand(len(edits), *x_T.shape[1:])
             edited = self.model.decode(self._move(z, edits), noise, self.steps.steps, size, stop=self.steps.stop)
-            yield from self._judge(pictures, index, edits, edited)
+            yield self._judge(pictures, index, edits, edited)
 
     def _plan(
         self, pictures: FactorSet, index: int, factors: Sequence[str], seed: int, seen: frozenset[bytes]

@@ -77,7 +77,7 @@ def learn(
         UserError: no attribute has two pictures with the attribute and two without.
     """
     options = options or FitOptions()
-    heldout = torch.tensor([unit_hash("probe", name) < options.heldout for name in names])
+    heldout = heldout_rows(names, options)
     pairs: dict[str, PairDirections] = {}
     fitted = [
         direction
@@ -90,6 +90,11 @@ def learn(
             f"{MIN_EXAMPLES} without"
         )
     return stack_directions(fitted, key, pairs)
+
+
+def heldout_rows(names: Sequence[str], options: FitOptions) -> Tensor:
+    """Return which of N pictures are held out to measure directions, bool [N], by a hash of their names."""
+    return torch.tensor([unit_hash("probe", name) < options.heldout for name in names])
 
 
 def learn_few(z: Tensor, others: Tensor | None, name: str, key: str) -> Directions:

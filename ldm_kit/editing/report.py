@@ -6,36 +6,19 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
-from ldm_kit.config import UserError
-from ldm_kit.data.factors import known_factors, pixel_digests
 from ldm_kit.editing import operations
-from ldm_kit.editing.built_in import BuiltIn
+from ldm_kit.editing.code_measures import CodeMeasures, EditOptions, Report, groups_of, measure_edits
 from ldm_kit.editing.context import ModelContext
-from ldm_kit.editing.edit_errors import EditJudge
-from ldm_kit.editing.fit_directions import FitOptions, learn
-from ldm_kit.editing.report_data import ReportData, load_data
+from ldm_kit.editing.report_data import load_data
 from ldm_kit.editing.report_options import ReportOptions
-from ldm_kit.metrics.dci import check_packages, dci
-from ldm_kit.metrics.disentanglement import (
-    Groups,
-    factor_vae_score,
-    mutual_information_gap,
-    total_auroc_difference,
-)
-from ldm_kit.metrics.edit_errors import summarise
+from ldm_kit.metrics.dci import check_packages
 from ldm_kit.metrics.factor_reader import ReaderConfig
-from ldm_kit.models.directions import Directions
-from ldm_kit.models.factor_readers import factor_reader, reader_accuracy
 from ldm_kit.models.folder import device_named
-from ldm_kit.models.protocol import encode_pictures, encoder_digest, normalise
-from ldm_kit.models.semantic import SemanticModel
+from ldm_kit.models.protocol import encoder_digest
 from ldm_kit.paths import check_writable_file
 from ldm_kit.viz.png import unused_path, write_atomic
 
 FORMAT = "ldm_kit report 1"
-Report = dict[str, Any]
 
 
 def report_model(context: ModelContext, options: ReportOptions) -> tuple[Report, Path]:
@@ -59,96 +42,30 @@ def report_model(context: ModelContext, options: ReportOptions) -> tuple[Report,
     check_packages()
     model = context.load_semantic_model()
     options, note = operations.resolve_steps(model, options)
-    groups = _groups(model, options.group_size)
+    groups = groups_of(model.z_width, options.group_size)
     data = load_data(model, options)
-    z = normalise(model, encode_pictures(model, data.pictures))
-    directions = learn(z, data.columns, data.names, "report", FitOptions(estimator=options.estimator))
+    settings = {"regressor": options.regressor, "estimator": options.estimator, "seed": options.seed}
+    measures = CodeMeasures.of(model, data, groups=groups, **settings).learn()
     report: Report = {
         "format": FORMAT,
         "model": encoder_digest(model),
         "options": options.model_dump(mode="json", exclude={"images", "labels", "out"}),
         "note": note,
-        "data": {"name": options.source, "pictures": len(z), "fingerprint": data.pictures.fingerprint},
-        "codes": _codes(z, data, groups, options),
-        "probes": _probes(directions, data),
+        "data": {"name": options.source, "pictures": len(measures.z), "fingerprint": data.pictures.fingerprint},
+        "codes": measures.scores(),
+        "probes": measures.probes(),
     }
-    if data.built_in is not None and options.edits:
-        report["edits"] = _edits(context, model, directions, data.built_in, options)
+    if data.built_in is not None and options.edits and measures.directions is not None:
+        given, device = edit_options(options), str(device_named(context.device))
+        report["edits"] = measure_edits(model, measures.directions, data.built_in, given, device).report
     write_atomic(out, (json.dumps(report, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode())
     return report, out
 
 
-def _groups(model: SemanticModel, size: int) -> Groups | None:
-    """Divide the dimensions of the model's codes into groups of `size` successive ones; return each group's dimensions.
-
-    None, for a size of 1, means that each dimension counts by itself. Raises UserError if `size` does not divide the
-    number of dimensions.
-    """
-    if model.z_width % size:
-        raise UserError(f"--group_size {size} does not divide a code of {model.z_width} dimensions")
-    return None if size == 1 else [range(i, i + size) for i in range(0, model.z_width, size)]
-
-
-def _codes(z: Tensor, data: ReportData, groups: Groups | None, options: ReportOptions) -> Report:
-    """Return the report's scores of disentanglement, by name: DCI, FactorVAE score, MIG and TAD.
-
-    Args:
-        z: normalised codes [N, D] of the pictures.
-        data: the pictures' attributes.
-        groups: dimensions of z that count as one; None: each counts by itself.
-        options: regressor of DCI, and seed.
-    """
-    factors = data.factor_numbers
-    scores = dci(z, factors, groups, regressor=options.regressor, seed=options.seed)
-    names = [column.name for column in data.columns]
-    return {
-        "dimensions": z.shape[1],
-        "groups": z.shape[1] if groups is None else len(groups),
-        "dci": {
-            "regressor": options.regressor,
-            "disentanglement": scores.disentanglement,
-            "completeness": scores.completeness,
-            "informativeness": scores.informativeness,
-            "accuracy": dict(zip(names, scores.accuracy.tolist(), strict=True)),
-            "importance": dict(zip(names, scores.importance.T.tolist(), strict=True)),
-        },
-        "factor_vae_score": factor_vae_score(z, factors, groups, seed=options.seed),
-        "mig": mutual_information_gap(z, factors, groups),
-        "tad": total_auroc_difference(z, data.attributes, groups)._asdict(),
-    }
-
-
-def _probes(directions: Directions, data: ReportData) -> dict[str, float | None]:
-    """Return for each attribute the held-out AUROC of the directions of its values, averaged over the values.
-
-    The directions, learned from `data`, hold these AUROCs. None: no AUROC was measured for any value.
-    """
-    means: dict[str, float | None] = {}
-    for column in data.columns:
-        names = {column.name, *(f"{column.name}: {value}" for value in column.kinds)}
-        scores = [one.auroc for one in directions.records if one.name in names and one.auroc is not None]
-        means[column.name] = statistics.fmean(scores) if scores else None
-    return means
-
-
-def _edits(
-    context: ModelContext, model: SemanticModel, directions: Directions, data: BuiltIn, options: ReportOptions
-) -> Report:
-    """Edit held-out pictures; return a summary of the edits' errors, over all factors and for each factor.
-
-    The summary also has the accuracy of the reader, the classifier of factors that judges the edits. Edits whose exact
-    picture is a training picture are left out.
-    """
-    heldout, seen = known_factors(data.split.heldout), pixel_digests(data.split.train)
-    config = ReaderConfig(count=options.reader_count, epochs=options.reader_epochs, seed=options.seed)
-    reader = factor_reader(data.config, data.split, config, str(device_named(context.device)))
-    judge = EditJudge(model, directions, reader, options, options.scale)
-    errors = judge.measure(heldout, options.edits, options.factor, options.seed, seen)
-    return {
-        "reader": reader_accuracy(reader, heldout),
-        "all": summarise([error for some in errors.values() for error in some]),
-        "factors": {factor: summarise(some) for factor, some in errors.items()},
-    }
+def edit_options(options: ReportOptions) -> EditOptions:
+    """Return which edits a report makes."""
+    reader = ReaderConfig(count=options.reader_count, epochs=options.reader_epochs, seed=options.seed)
+    return EditOptions(options, options.edits, options.factor, options.scale, reader, options.seed)
 
 
 def describe(report: Report) -> str:

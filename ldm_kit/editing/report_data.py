@@ -7,9 +7,11 @@ import torch
 from torch import Tensor
 
 from ldm_kit.config import UserError
+from ldm_kit.data.batches import spread
 from ldm_kit.data.factors import check_factor, known_factors
 from ldm_kit.data.folder import load_all
-from ldm_kit.data.images import PictureSet
+from ldm_kit.data.images import PictureSet, Split, subset
+from ldm_kit.data.sources import DataConfig
 from ldm_kit.editing import labels
 from ldm_kit.editing.built_in import BuiltIn, load_built_in
 from ldm_kit.editing.image_io import folder_config
@@ -71,6 +73,53 @@ def load_data(model: Semantic, options: ReportOptions) -> ReportData:
     if not columns:
         raise UserError(f"{options.source} has no label with two values; a report needs one that differs")
     return replace(data, columns=columns)
+
+
+def data_of(config: DataConfig | None, split: Split, count: int) -> ReportData:
+    """Return at most `count` training pictures of a data set with their attributes, evenly spaced over the set.
+
+    Attributes are the factors of a set that knows them, such as faces; else the classes of its pictures, and further
+    values that a table has of them, where at most 32 are different, and each is shared by two pictures on average.
+
+    Args:
+        config: config of the data set; None: the pictures came from a program.
+        split: its pictures; without training pictures the held-out ones are taken.
+        count: most pictures.
+
+    Raises:
+        UserError: no attribute of the pictures has two values.
+    """
+    whole = split.train if len(split.train) else split.heldout
+    pictures = subset(whole, spread(len(whole), count)) if count < len(whole) else whole
+    data = _with_factors(config, split, pictures) or _with_classes(pictures)
+    columns = [column for column in data.columns if len({*column.values} - {None}) > 1]
+    if not columns:
+        raise UserError("no attribute of its pictures is known that has two values")
+    return replace(data, columns=columns)
+
+
+def _with_factors(config: DataConfig | None, split: Split, pictures: PictureSet) -> ReportData | None:
+    try:
+        columns = labels.from_factors(pictures)
+    except UserError:
+        return None
+    names = [record.fields.get("role", record.name) for record in pictures.records]
+    return ReportData(pictures, columns, names, None if config is None else BuiltIn(config, split, columns, names))
+
+
+def _with_classes(pictures: PictureSet) -> ReportData:
+    records = pictures.records
+    classes = tuple(None if record.label is None else pictures.classes[record.label] for record in records)
+    fields = sorted({name for record in records for name in record.fields})
+    columns = [Column(name, tuple(record.fields.get(name) or None for record in records)) for name in fields]
+    shared = [column for column in columns if _shared(column)]
+    return ReportData(pictures, [Column("class", classes), *shared], [record.name for record in records], None)
+
+
+def _shared(column: Column) -> bool:
+    """Return whether pictures share the values of a column, in contrast to names and captions."""
+    values = [value for value in column.values if value is not None]
+    return 2 * len({*values}) <= min(len(values), 2 * labels.MAX_VALUES)
 
 
 def _built_in(model: Semantic, name: BuiltInName, options: ReportOptions) -> ReportData:

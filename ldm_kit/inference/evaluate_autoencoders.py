@@ -13,7 +13,7 @@ from autoencoder.base import AutoencoderError, decode, encode, latent_shape
 from autoencoder.perceptual import Perceptual
 from ldm_kit.config import UserError
 from ldm_kit.data.images import to_bytes, to_unit
-from ldm_kit.inference.evaluate_folders import NO_BITS, JudgedBatch
+from ldm_kit.inference.evaluate_folders import NO_BITS, NO_CODES, JudgedBatch
 from ldm_kit.inference.evaluate_latents import few_latents, impossible_of, latents_of
 from ldm_kit.inference.evaluate_reference import Reference, cycled
 from ldm_kit.memory import BatchSize
@@ -52,8 +52,13 @@ class Reconstructed:
     @property
     def impossible(self) -> dict[str, str]:
         """Why a measure cannot be taken, by the measure's name."""
-        reasons = {**NO_CAPTIONS, **NO_BITS, **impossible_of(self.vae)}
+        reasons = {**NO_CAPTIONS, **NO_BITS, **NO_CODES, **impossible_of(self.vae)}
         return reasons if self.perceptual is not None else {**reasons, "perceptual": self.missing}
+
+    @property
+    def titles(self) -> dict[str, str]:
+        """The title of the perceptual distance, with its network."""
+        return {} if self.perceptual is None else {"perceptual": perceptual_title(self.perceptual)}
 
     @property
     def codes(self) -> int:
@@ -95,6 +100,12 @@ class Reconstructed:
             return JudgedBatch(to_bytes(y).cpu(), values | latents_of(self.vae, moments))
 
         yield from size.batches(len(rows), batch)
+
+
+def perceptual_title(perceptual: Perceptual) -> str:
+    """Return the name of a perceptual distance in tables, with its network."""
+    config = perceptual.config
+    return f"LPIPS ({config.net})" if config.spec == "lpips" else f"perceptual distance ({config.spec})"
 
 
 def open_autoencoder(folder: Path, run: Path | None, device_name: str | None) -> Reconstructed:

@@ -17,14 +17,16 @@ from ldm_kit.data.images import digest
 from ldm_kit.inference.evaluate_latents import NO_LATENTS
 from ldm_kit.inference.evaluate_reference import Reference, cycled
 from ldm_kit.memory import BatchSize
-from ldm_kit.models.measures import BITS, CLIP, PICTURES, PROMPTS
+from ldm_kit.models.measures import BITS, CLIP, CODES, EDITS, PICTURES, PROMPTS, RANDOM
 from ldm_kit.training.checkpoint import sha256_all
 
 _GRID = re.compile(r"grid(-\d+)?\.png")  # the sheet that sample.py writes beside its pictures
 _CHANNELS = {"1": 1, "L": 1, "LA": 4, "RGBA": 4, "PA": 4}  # by Pillow's mode; 3 for all others
+NO_CODES: dict[str, str] = dict.fromkeys((*RANDOM, *CODES, *EDITS), "it is for semantic models (DiffAE and PDAE)")
 NO_ORIGINALS: dict[str, str] = {
     **dict.fromkeys(PICTURES, "it is for reconstructions, which only an autoencoder makes"),
     **NO_LATENTS,
+    **NO_CODES,
 }
 NO_BITS: dict[str, str] = dict.fromkeys(BITS, "it is for diffusion models of pixels")
 

@@ -13,10 +13,12 @@ from ldm_kit.config import UserError
 from ldm_kit.data import peers
 from ldm_kit.data.images import Split
 from ldm_kit.inference.evaluate_autoencoders import Reconstructed
+from ldm_kit.inference.evaluate_codes import code_figures, unknown_attributes
 from ldm_kit.inference.evaluate_latents import LATENTS, latent_figures
 from ldm_kit.inference.evaluate_plan import of_other_networks, plan, without_factors
 from ldm_kit.inference.evaluate_reference import Reference, open_reference, prompts_of, run_of
 from ldm_kit.inference.evaluate_report import Evaluation
+from ldm_kit.inference.evaluate_semantic import Semantics
 from ldm_kit.inference.evaluate_subjects import Sampled, Subject, open_subject
 from ldm_kit.inference.likelihood import check_times
 from ldm_kit.inference.likelihood_terms import BoundOptions
@@ -29,9 +31,12 @@ from ldm_kit.models.folder import device_named
 from ldm_kit.models.measures import (
     BITS,
     CLIP,
+    CODES,
+    EDITS,
     INCEPTION,
     PICTURES,
     PROMPTS,
+    RANDOM,
     Bootstrap,
     Figure,
     picture_figures,
@@ -87,9 +92,13 @@ class Job:
         captions = embed_captions(self.names, self.net, self._captions())  # first, as a tokenizer may be missing
         if self.references is None and {*self.names} & {*SETS}:
             self.references = picture_features(self.reference.pictures, self.net, self.size)
+        codes: list[Figure] = []
+        report: dict[str, Any] = {}
+        if isinstance(self.subject, Semantics):
+            codes, report = code_figures(self.subject, self.reference, self.names, self.request)
         columns = self._judge()
         figures, warnings, details = peers.from_first(peers.everyone(), lambda: self._measure(columns, captions))
-        return Evaluation(tuple(figures), self._settings() | details, (*self.warnings, *warnings))
+        return Evaluation((*figures, *codes), self._settings() | details | report, (*self.warnings, *warnings))
 
     def _measure(self, columns: Columns, captions: Captions | None) -> tuple[list[Figure], list[str], dict[str, Any]]:
         """Return figures, warnings, and details for the JSON file."""
@@ -104,8 +113,8 @@ class Job:
             more, shares = prompt_figures([*factors.factors], columns["readings"], labels, self.bootstrap)
             figures += [figure for figure in more if figure.name in self.names]
             details |= {"prompt_fidelity": shares.figures}
-        values = {name: columns[name] for name in (*PICTURES, *BITS) if name in self.names and name in columns}
-        figures += picture_figures(values, self._titles(), self.bootstrap)
+        values = {name: columns[name] for name in (*PICTURES, *RANDOM, *BITS) if name in columns}
+        figures += picture_figures({k: v for k, v in values.items() if k in self.names}, self._titles(), self.bootstrap)
         if isinstance(self.subject, Reconstructed) and "latents" in columns:
             labels = [self.reference.pictures.records[row].label for row in self.rows]
             more, few, latents = latent_figures(self.names, columns, labels, self.subject.codes, self.bootstrap)
@@ -137,7 +146,7 @@ class Job:
         if isinstance(self.subject, Sampled) and {*BITS} & {*self.names}:
             bits = self.subject.bits(self.reference, rows, self._bound, self.size)
             columns |= {"bits_per_dim": [bits.total], "bits_per_dim_tanh": [bits.total_tanh]}
-        if {*BITS} >= {*self.names}:
+        if {*BITS, *CODES, *EDITS} >= {*self.names}:
             return {name: column for name, (column,) in columns.items()}
         with tqdm(total=len(own), desc=self.subject.kind, unit="picture", leave=False) as bar:
             for pictures, values in self.subject.batches(self.reference, rows, seeds, self.size):
@@ -158,10 +167,8 @@ class Job:
 
     def _titles(self) -> dict[str, str]:
         """Return titles with the perceptual distance's network, and with the number of times of estimated bits/dim."""
-        if isinstance(self.subject, Reconstructed) and self.subject.perceptual is not None:
-            config = self.subject.perceptual.config
-            lpips = config.spec == "lpips"
-            return {"perceptual": f"LPIPS ({config.net})" if lpips else f"perceptual distance ({config.spec})"}
+        if isinstance(self.subject, Reconstructed | Semantics):
+            return self.subject.titles
         times = self.request.times
         return {} if times is None else {key: f"{one.title}, {times} random times" for key, one in BITS.items()}
 
@@ -213,23 +220,31 @@ def prepare(
     subject = open_subject(path, request, options, guides)
     if like is not None and check is not None:
         check(path, subject, request, like)
-    captions = isinstance(subject, Sampled) and subject.takes_prompts
+    captions = isinstance(subject, Sampled | Semantics) and subject.takes_prompts
     reference = (
         open_reference(request, run_of(path), subject.shape, data, captions=captions)
         if like is None
         else like.reference
     )
     rows = subject.rows(reference, request.count)
-    if isinstance(subject, Sampled):
+    if isinstance(subject, Sampled | Semantics):
         _check_seeds(request.seed, len(rows))
+    if isinstance(subject, Sampled):
         check_times(request.times, len(subject.pipeline.schedule))
     reasons = {**without_factors(reference), **subject.impossible, **of_other_networks(request)}
+    if isinstance(subject, Semantics):
+        reasons |= unknown_attributes(reference, request.codes)
     few = subject.few(reference, len(rows)) if isinstance(subject, Reconstructed) else {}
     names, warnings = plan(request.chosen, reasons, len(rows), len(reference.pictures), few)
-    if request.chosen is None and isinstance(subject, Reconstructed) and subject.weights_missing:
+    warnings += [reference.scaled] * bool(reference.scaled)
+    if isinstance(subject, Semantics):
+        subject.names = names
+    if request.chosen is None and isinstance(subject, Reconstructed | Semantics) and subject.weights_missing:
         warnings.append(f"left out: {subject.missing}")
     if request.times is not None and not {*BITS} & {*names}:
         raise UserError(f"--times {request.times} is for {' and '.join(BITS)}, which --measures does not name")
+    if "edits" in request.model_fields_set and not {*EDITS} & {*names}:
+        raise UserError(f"--edits {request.edits} is for {', '.join(EDITS)}, which --measures does not name")
     if like is not None:
         return replace(like, path=path, subject=subject, rows=rows, names=names, warnings=warnings)
     net = load_feature_net(request.features, request.feature_size, device_named(request.device))

@@ -6,11 +6,12 @@ from ldm_kit.config import UserError
 from ldm_kit.inference.evaluate_latents import LATENTS
 from ldm_kit.inference.evaluate_reference import Reference
 from ldm_kit.inference.requests import EvaluationRequest
-from ldm_kit.models.measures import BITS, CLIP, INCEPTION, PICTURES, PROMPTS
+from ldm_kit.models.measures import BITS, CLIP, CODES, EDITS, INCEPTION, PICTURES, PROMPTS, RANDOM
 from ldm_kit.models.set_measures import SETS
 
-ON_REQUEST = BITS  # measures that take long; they are left out unless they are named
-NAMES = (*SETS, INCEPTION, CLIP, *PROMPTS, *PICTURES, *LATENTS, *BITS)
+DCI = tuple(name for name in CODES if name.startswith("dci_"))
+ON_REQUEST = (*BITS, *DCI, *EDITS)  # measures that take long; they are left out unless they are named
+NAMES = (*SETS, INCEPTION, CLIP, *PROMPTS, *PICTURES, *RANDOM, *LATENTS, *BITS, *CODES, *EDITS)
 
 
 def check_names(names: Sequence[str] | None) -> None:

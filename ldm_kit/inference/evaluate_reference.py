@@ -1,10 +1,12 @@
 """Reference pictures of an evaluation: which data set and part, and their features, which are cached by content."""
 
+import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
 from pydantic import TypeAdapter, ValidationError
 
 from ldm_kit import config as configs
@@ -31,6 +33,7 @@ BUILT_IN: dict[str, type] = {
     "shapes": ShapesConfig,
     "digits": DigitsConfig,
 }
+LOOKED_AT = 256  # files of a reference folder whose size is read
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,6 +46,7 @@ class Reference:
         split: the whole data set.
         pictures: those pictures of the named split that are compared with.
         data: config of the data set; None: the pictures came from a Python program.
+        scaled: a sentence if it is a folder whose pictures have another size than those that are judged; else "".
     """
 
     name: str
@@ -50,6 +54,7 @@ class Reference:
     split: Split
     pictures: PictureSet
     data: Any = None
+    scaled: str = ""
 
     @property
     def factors(self) -> FactorSet | None:
@@ -90,7 +95,21 @@ def open_reference(
         )
     if request.reference_count is not None and request.reference_count < len(pictures):
         pictures = subset(pictures, spread(len(pictures), request.reference_count))
-    return Reference(name, split_name, split, pictures, config)
+    return Reference(name, split_name, split, pictures, config, _scaled(request.reference, config, pictures))
+
+
+def _scaled(reference: str | None, config: Any, pictures: PictureSet) -> str:
+    """Return a sentence if --reference is a folder some of whose files have another size than `pictures`; else ""."""
+    if reference is None or not isinstance(config, FolderConfig) or Path(reference).expanduser() != config.path:
+        return ""
+    side = pictures.resolution
+    for row in spread(len(pictures), min(LOOKED_AT, len(pictures))):
+        name = pictures.records[row].name
+        with contextlib.suppress(OSError, SyntaxError, ValueError), Image.open(config.path / name) as image:
+            if image.size != (side, side):
+                scaled = f"are scaled to {side} x {side} px, such as {name} of {image.size[0]} x {image.size[1]} px"
+                return f"pictures of the reference {config.path} {scaled}: distances also measure the scaling"
+    return ""
 
 
 def same_data(path: Path, other: Path) -> bool:
@@ -149,7 +168,8 @@ def _of_yaml(path: Path) -> Any:
         return TypeAdapter(sources.DataConfig).validate_python(tree)
     except ValidationError as error:
         fault = error.errors(include_url=False)[0]
-        raise UserError(f"{path}: {'.'.join(map(str, fault['loc']))}: {fault['msg']}") from None
+        key = ".".join(map(str, fault["loc"])) or "source"
+        raise UserError(f"{path}: {key}: {fault['msg']}") from None
 
 
 def prompts_of(reference: Reference, rows: Sequence[int], *, classes: bool) -> list[str]:

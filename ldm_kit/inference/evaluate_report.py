@@ -1,6 +1,7 @@
 """The result of an evaluation: a table as text, and a JSON file that is never overwritten."""
 
 import json
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from importlib import import_module
@@ -66,6 +67,9 @@ class Evaluation:
             lines.append(
                 f"sampled in {options['steps']} steps of {options['solver']}, guidance {options['guidance_scale']:g}"
             )
+        if "reconstruction" in judged:
+            options = judged["reconstruction"]
+            lines.append(f"encoded to x_T in {options['encode_steps']} steps, decoded in {options['decode_steps']}")
         return lines
 
     def __str__(self) -> str:
@@ -97,9 +101,11 @@ def _row(figure: Figure) -> str:
 
 
 def format_number(value: float | None) -> str:
-    """Return a value with four digits, without an exponent; "-" if there is none."""
+    """Return a value with four digits or, if it is small, three, without an exponent; "-" if there is none."""
     if value is None:
         return "-"
     if abs(value) >= 1000:
         return f"{value:.0f}"
+    if 1e-9 < abs(value) < 0.001:
+        return f"{value:.{2 - math.floor(math.log10(abs(value)))}f}"
     return f"{value:.4f}" if abs(value) < 1 else f"{value:.4g}"

@@ -12,6 +12,7 @@ from ldm_kit.inference.evaluate_autoencoders import Reconstructed
 from ldm_kit.inference.evaluate_job import Job, prepare
 from ldm_kit.inference.evaluate_reference import same_data
 from ldm_kit.inference.evaluate_report import Evaluation, format_number, write_json
+from ldm_kit.inference.evaluate_semantic import Semantics
 from ldm_kit.inference.evaluate_subjects import Sampled, Subject
 from ldm_kit.inference.requests import EvaluationRequest, GuideModels
 from ldm_kit.metrics.intervals import t_interval
@@ -177,6 +178,11 @@ def _traits(subject: Subject) -> Mapping[str, Any]:
         traits |= {"prompts are": subject.prompts, **subject.options.settings()}
     if isinstance(subject, Reconstructed):
         traits |= {"the class is": type(subject.vae).__name__, "latents have": subject.latent_shape(subject.shape[1])}
+    if isinstance(subject, Semantics):
+        model = subject.semantic
+        traits |= {"codes have": model.z_width, "latents have": model.latent_shape, "prompts are": subject.prompts}
+        traits |= {"the encoder is": type(model.encoder).__name__, "the decoder is": type(model.decoder).__name__}
+        traits |= {"it has a prior:": model.prior is not None, **subject.reconstruction}
     return traits
 
 

@@ -12,6 +12,7 @@ from ldm_kit.config import UserError
 from ldm_kit.inference.evaluate_autoencoders import NO_CAPTIONS, open_autoencoder
 from ldm_kit.inference.evaluate_folders import NO_ORIGINALS, Folder, JudgedBatch
 from ldm_kit.inference.evaluate_reference import Reference, cycled, prompts_of, run_of
+from ldm_kit.inference.evaluate_semantic import open_semantics
 from ldm_kit.inference.generate import load_guided
 from ldm_kit.inference.likelihood_terms import BoundOptions, PictureBits, measure_terms
 from ldm_kit.inference.requests import EvaluationRequest, GuideModels
@@ -23,16 +24,13 @@ from ldm_kit.models.options import ResolvedOptions, SamplingOptions
 from ldm_kit.models.pipeline import Pipeline
 from ldm_kit.models.provenance import provenance
 
-_SAMPLE_NOTHING = {  # by _class_name in a model's index
-    CLASSIFIER: "a noisy classifier, which samples no pictures (--classifier takes it as a guide)",
-    SEMANTIC: "a semantic model, which edit.py report measures",
-}
+_OF_SEMANTIC = ("encode_steps", "decode_steps", "codes", "edits", "perceptual")  # fields of a request
 
 
 class Subject(Protocol):
     """What is judged."""
 
-    kind: str  # "model", "autoencoder" or "folder"
+    kind: str  # "model", "autoencoder", "semantic model" or "folder"
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -148,20 +146,33 @@ class Sampled:
 def open_subject(
     path: Path, request: EvaluationRequest, options: SamplingOptions | None, guides: GuideModels | None
 ) -> Subject:
-    """Open what is at `path`: a diffusion model, an autoencoder, the run or checkpoint of one, or a folder of pictures.
+    """Open what is at `path`: a diffusion model, a semantic model, an autoencoder, or a folder of pictures.
+
+    Of a model also its run or checkpoint.
 
     Raises:
-        UserError: there is no such thing, the run has no finished model, the model samples no pictures, or options or
-            guides do not fit it.
+        UserError: there is no such thing, the run has no finished model, the model is a noisy classifier, or options,
+            guides or the request do not fit it.
     """
     folder = saved_model(path, device=request.device)
-    if (model_folder(folder) / INDEX).exists():
-        _check_samples(model_folder(folder), path)
+    given = sorted({name for model in (options, guides) if model is not None for name in model.model_fields_set})
+    kind = _kind(model_folder(folder))
+    if kind == SEMANTIC:
+        if given:
+            raise UserError(f"--{given[0]} is for diffusion models, and {path} holds a semantic model")
+        return open_semantics(folder, request)
+    for name in (name for name in _OF_SEMANTIC if name in request.model_fields_set):
+        raise UserError(f"--{name} is for semantic models, and {path} holds none")
+    if kind == CLASSIFIER:
+        raise UserError(
+            f"{path} holds a noisy classifier, which samples no pictures (--classifier takes it as a guide); expected "
+            "a diffusion model, a semantic model, an autoencoder or a folder of pictures"
+        )
+    if kind is not None:
         return _sampled(folder, request, options or SamplingOptions(), guides or GuideModels())
-    given = [name for model in (options, guides) if model is not None for name in model.model_fields_set]
     given += ["precision"] if "precision" in request.model_fields_set else []
     if given:
-        raise UserError(f"--{sorted(given)[0]} is for models that are sampled, and {path} holds none")
+        raise UserError(f"--{given[0]} is for models that are sampled, and {path} holds none")
     try:
         saved.find(folder)
     except AutoencoderError:
@@ -171,11 +182,10 @@ def open_subject(
     return open_autoencoder(folder, run_of(path), request.device)
 
 
-def _check_samples(folder: Path, path: Path) -> None:
-    """Check that the model in a folder samples pictures; UserError: it is a noisy classifier or a semantic model."""
-    kind = read_json(folder / INDEX, str(folder / INDEX)).get("_class_name")
-    if (what := _SAMPLE_NOTHING.get(str(kind))) is not None:
-        raise UserError(f"{path} holds {what}; expected a diffusion model, an autoencoder or a folder of pictures")
+def _kind(folder: Path) -> str | None:
+    """Return the class name in the index of a model's folder; None: it has no index."""
+    index = folder / INDEX
+    return str(read_json(index, str(index)).get("_class_name")) if index.exists() else None
 
 
 def _sampled(folder: Path, request: EvaluationRequest, options: SamplingOptions, guides: GuideModels) -> Sampled:

@@ -1,38 +1,36 @@
 """Find samples that are copies of training pictures: nearest training pictures, a sheet of them, and a JSON file."""
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
+from tqdm import tqdm
 
 from ldm_kit import config as configs
 from ldm_kit.config import UserError
-from ldm_kit.data.batches import chunks
+from ldm_kit.data import peers
 from ldm_kit.data.images import PictureSet, Split
 from ldm_kit.inference.evaluate_autoencoders import Reconstructed
+from ldm_kit.inference.evaluate_processes import on_all_processes
 from ldm_kit.inference.evaluate_reference import Reference, open_reference, run_of
+from ldm_kit.inference.evaluate_semantic import Semantics
 from ldm_kit.inference.evaluate_subjects import Sampled, Subject, open_subject
+from ldm_kit.inference.memorisation_search import NEAREST, distances
 from ldm_kit.inference.requests import EvaluationRequest, GuideModels, MemorisationRequest
 from ldm_kit.memory import BatchSize
 from ldm_kit.methods import read_run
-from ldm_kit.metrics.memorisation import Memorisation, Nearest, nearest
+from ldm_kit.metrics.memorisation import Memorisation
 from ldm_kit.models.feature_nets import FeatureNet, load_feature_net
 from ldm_kit.models.folder import device_named
 from ldm_kit.models.options import SamplingOptions
-from ldm_kit.models.picture_features import picture_features
 from ldm_kit.paths import check_writable_file
 from ldm_kit.viz.grid import enlargement, grid
 from ldm_kit.viz.png import save_png, unused_path, write_atomic
-
-NEAREST = 3  # training pictures that are found for each sample
-MOST_SIDE = 32  # larger pictures are shrunk to this side, in pixels, before their pixels are compared
-PART = 2048  # training pictures whose pixels are in memory at once
 
 
 @dataclass(frozen=True, eq=False)
@@ -146,6 +144,10 @@ def memorisation(
         data: training and held-out pictures, if `reference` is not given; None: the data of the run.
         request: fields of `ldm_kit.inference.requests.MemorisationRequest`, such as `count=200`.
 
+    Returns:
+        The samples, their nearest training pictures, and which of them count as copies. Under a launcher of several
+        processes each makes a share of the samples, and all return the same.
+
     Raises:
         UserError: something is missing, unknown or does not fit, before anything is sampled.
     """
@@ -162,14 +164,36 @@ def find_memorised(
     data: Split | None = None,
 ) -> MemorisationReport:
     """Find which samples of what is at `path` are copies of training pictures; see `memorisation`."""
+
+    def run(device: str | None) -> MemorisationReport:
+        own = request.model_copy(update={"device": device or request.device})
+        return _find(path, own, options, guides, data)
+
+    return on_all_processes(run)
+
+
+def _find(
+    path: Path,
+    request: MemorisationRequest,
+    options: SamplingOptions | None,
+    guides: GuideModels | None,
+    data: Split | None,
+) -> MemorisationReport:
     if request.out is not None:
         check_writable_file(request.out)
         check_writable_file(request.out.with_suffix(".png"))
-    evaluation = EvaluationRequest(**request.model_dump(exclude={"rows", "out"}, exclude_unset=True))
+    given = request.model_dump(exclude={"rows", "out"}, exclude_unset=True)
+    evaluation = EvaluationRequest(**{**given, "device": request.device})
     subject = open_subject(path, evaluation, options, guides)
     if isinstance(subject, Reconstructed):
         raise UserError(f"{path} holds an autoencoder, which samples nothing; expected a diffusion model or a folder")
-    captions = isinstance(subject, Sampled) and subject.takes_prompts
+    if isinstance(subject, Semantics):
+        if subject.semantic.prior is None:
+            raise UserError(
+                f"{path} holds a semantic model without a prior, which samples nothing; expected one with it"
+            )
+        subject.names = ("fd",)  # of samples
+    captions = isinstance(subject, Sampled | Semantics) and subject.takes_prompts
     reference = open_reference(evaluation.model_copy(update={"split": "heldout"}), run_of(path), subject.shape, data,
                                captions=captions)  # fmt: skip
     if len(reference.split.train) < NEAREST:
@@ -179,9 +203,8 @@ def find_memorised(
     net = load_feature_net(request.features, request.feature_size, device_named(request.device))
     size = BatchSize.of(request.batch_size)
     mirrored = _mirrored(run_of(path)) if request.reference is None else False
-    seeds = range(request.seed, request.seed + len(rows))
-    samples = torch.cat([pictures for pictures, _ in subject.batches(reference, rows, seeds, size)])
-    spaces = _spaces(samples, reference, net, size, mirrored=mirrored)
+    samples = _samples(subject, reference, rows, request.seed, size)
+    spaces = distances(samples, reference, net, size, mirrored=mirrored)
     order = spaces["features"].samples.distances[:, 0].argsort(stable=True).tolist()
     settings = _settings(path, subject, reference, net, request, mirrored=mirrored)
     return MemorisationReport(spaces, order, reference.split.train, samples, settings)
@@ -197,44 +220,21 @@ def _mirrored(run: Path | None) -> bool:
     return run is not None and bool(read_run(run / "config.yaml").flip)
 
 
-def _spaces(
-    samples: Tensor, reference: Reference, net: FeatureNet, size: BatchSize, *, mirrored: bool
-) -> dict[str, Memorisation]:
-    """Return the distances of samples and of held-out pictures to training pictures, in both spaces."""
-    train, heldout = reference.split.train, reference.pictures
-    features = [picture_features(train, net, size)]
-    if mirrored:
-        features.append(torch.cat([*size.batches(len(train), lambda i: net(train.pictures(i).flip(3)).features)]))
-    sampled = torch.cat([seen.features for seen in size.map(samples, net)])
-    taken = picture_features(heldout, net, size)
-    held = torch.cat([_pixels(heldout.pictures(rows)) for rows in chunks(heldout, PART)])
+def _samples(subject: Subject, reference: Reference, rows: Sequence[int], seed: int, size: BatchSize) -> Tensor:
+    """Return the samples for some rows of the reference, uint8 [N, C, R, R]; of several processes each makes a share.
 
-    def near(queries: tuple[Tensor, Tensor], parts: Iterable[Tensor]) -> Memorisation:
-        """Find the neighbours of samples and of held-out pictures in one pass over the training pictures."""
-        distances, indices = nearest(torch.cat(queries), parts, NEAREST)
-        counts = [len(each) for each in queries]
-        return Memorisation(*map(Nearest, distances.split(counts), (indices % len(train)).split(counts)))
+    Sample i has the seed `seed` + i.
+    """
 
-    return {
-        "features": near((sampled, taken), features),
-        "pixels": near((_pixels(samples), held), _training_pixels(train, mirrored=mirrored)),
-    }
+    def make(own: Sequence[int]) -> Tensor:
+        batches: list[Tensor] = []
+        with tqdm(total=len(own), desc="samples", unit="picture", leave=False) as bar:
+            for pictures, _ in subject.batches(reference, [rows[i] for i in own], [seed + i for i in own], size):
+                batches.append(pictures)
+                bar.update(len(pictures))
+        return torch.cat(batches)
 
-
-def _training_pixels(train: PictureSet, *, mirrored: bool) -> Iterator[Tensor]:
-    """Yield the pixels of the training pictures in parts, [m, D], followed by those of mirrored pictures."""
-    for flip in (False, True)[: 1 + mirrored]:
-        for rows in chunks(train, PART):
-            pictures = train.pictures(rows)
-            yield _pixels(pictures.flip(3) if flip else pictures)
-
-
-def _pixels(pictures: Tensor) -> Tensor:
-    """Return pictures, uint8 [N, C, R, R], as rows [N, D] whose distance is a root mean square difference in 0..1."""
-    x = pictures.float() / 255
-    if x.shape[-1] > MOST_SIDE:
-        x = F.interpolate(x, (MOST_SIDE, MOST_SIDE), mode="area")
-    return x.flatten(1) / x[0].numel() ** 0.5
+    return peers.divided(len(rows), make)
 
 
 def _settings(

@@ -145,8 +145,29 @@ class EvaluationRequest(Config):
     )
     measures: str | None = Field(
         default=None,
-        description="names of measures, separated by commas; left out: all that can be taken, but "
-        "bits_per_dim and bits_per_dim_tanh, which take long",
+        description="names of measures, separated by commas; left out: all that can be taken, but those that take "
+        "long: bits_per_dim, and of semantic models DCI (dci_...) and edits (edit_...)",
+    )
+    encode_steps: int | None = Field(
+        default=None,
+        ge=1,
+        description="DDIM steps from a picture to x_T by a semantic model; left out: the model's own",
+    )
+    decode_steps: int | None = Field(
+        default=None, ge=1, description="DDIM steps of decoding by a semantic model; left out: the model's own"
+    )
+    codes: int = Field(
+        default=6000, ge=8, description="most training pictures whose codes are measured, of semantic models"
+    )
+    edits: int = Field(
+        default=200,
+        ge=1,
+        description="edits of held-out pictures that edit_right and so on measure, of semantic models",
+    )
+    perceptual: str = Field(
+        default="lpips",
+        description="perceptual distance of a semantic model's reconstructions: lpips (of AlexNet), timm:NAME, "
+        "timm:NAME@PATH or timm:NAME@package:PACKAGE",
     )
     times: int | None = Field(
         default=None,

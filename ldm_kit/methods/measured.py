@@ -17,6 +17,7 @@ class Judged(NamedTuple):
 
     reconstructions: bool = False  # whether they are the held-out pictures, reconstructed; else they are sampled
     captions: bool = False  # whether they are sampled with the captions of held-out pictures
+    semantic: bool = False  # whether a semantic model reconstructs them, from inferred and from random noise x_T
 
 
 class Measured:
@@ -53,9 +54,19 @@ class Measured:
         """
         raise NotImplementedError(f"{type(self).__name__} has no pictures to measure")
 
+    def random_pictures(self, rows: Sequence[int], seeds: Sequence[int]) -> Tensor:
+        """Decode the codes of the held-out pictures `rows` with random noise x_T: uint8 [N, C, R, R].
+
+        Only semantic models do so. `seeds` has the seed of each picture's noise.
+
+        Raises:
+            NonFiniteError: decoding gives a NaN or an infinity.
+        """
+        raise NotImplementedError(f"{type(self).__name__} decodes no codes")
+
     def take_measures(self) -> dict[str, float]:
         """Take the run's measures; return their values by name, such as heldout_fd, on the main process alone."""
-        return {} if self.measures is None else self.measures.take(self.measured_pictures)
+        return {} if self.measures is None else self.measures.take(self.measured_pictures, self.random_pictures)
 
 
 class MeasuredReconstructions(Measured):

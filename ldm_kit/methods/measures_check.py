@@ -9,19 +9,26 @@ from ldm_kit.config import UserError
 from ldm_kit.data.factors import known_factors
 from ldm_kit.data.images import Split
 from ldm_kit.methods.measured import Judged, Measured
-from ldm_kit.methods.measures import PREFIX
+from ldm_kit.methods.measures import PREFIX, needs_features
 from ldm_kit.methods.run_config import RunConfig
 from ldm_kit.models.feature_nets import FLAG, LITE0, FeatureNet, load_feature_net
-from ldm_kit.models.measures import CLIP, INCEPTION, PICTURES, PROMPTS
+from ldm_kit.models.measures import CLIP, INCEPTION, PICTURES, PROMPTS, RANDOM
 from ldm_kit.models.set_measures import SETS
 from ldm_kit.training.log import MeasuresConfig
 
 KEY = "log.measures"
 BETTER: dict[str, str] = {  # by name of a measure that a run can take: which values are better
     **{name: measure.better for name, measure in SETS.items()},
-    **dict.fromkeys((INCEPTION, CLIP, *PROMPTS, "ssim_zero_padded"), "higher"),
+    **dict.fromkeys((INCEPTION, CLIP, *PROMPTS), "higher"),
+    **{name: measure.better for name, measure in (PICTURES | RANDOM).items() if measure.compare is not None},
 }
-_ALWAYS = [name for name in PICTURES if name not in BETTER]  # every evaluation of an autoencoder measures these
+_OWN: dict[str, str] = {  # likewise of the other figures that evaluations measure without being asked
+    "perceptual": "lower",
+    **dict.fromkeys(("accuracy", "accuracy5", *(f"accuracy_q{q}" for q in range(1, 5))), "higher"),
+    **dict.fromkeys(("codebook_usage", "codebook_perplexity", "codebook_perplexity_share"), "higher"),
+    **dict.fromkeys(("loss", "mse_inferred", "mse_random"), "lower"),
+}
+_ALWAYS = ("psnr", "ssim", "perceptual")  # every evaluation of an autoencoder measures these
 C = TypeVar("C", bound=RunConfig)
 
 
@@ -59,9 +66,18 @@ def _refusal(name: str, settings: MeasuresConfig, judged: Judged) -> str:
         return f"it needs a network that reads captions; expected {KEY}.features open_clip:ARCHITECTURE/WEIGHTS"
     if name in (CLIP, *PROMPTS) and not judged.captions:
         return "it is for models that are sampled with captions"
+    if judged.semantic and name not in PICTURES | RANDOM:
+        return (
+            "a semantic model samples no pictures to compare with held-out ones without a prior; expected it in the "
+            "config of its prior"
+        )
+    if name in RANDOM and not judged.semantic:
+        return "it is for semantic models (DiffAE and PDAE)"
     if name in PICTURES and not judged.reconstructions:
         return "it is for reconstructions, which only an autoencoder makes"
-    if name in _ALWAYS:
+    if name == "perceptual" and judged.semantic:
+        return "of semantic models only ldm-kit evaluate measures it"
+    if name in _ALWAYS and not judged.semantic:
         return f"every evaluation of an autoencoder has {name} already; expected others"
     return ""
 
@@ -84,12 +100,12 @@ def _check_pictures(config: RunConfig, data: Split) -> None:
 
 
 def open_feature_net(settings: MeasuresConfig, device: torch.device) -> FeatureNet | None:
-    """Load the feature network of a run's measures; None: the run takes none. Random numbers stay as they are.
+    """Load the feature network of a run's measures; None: they need none. Random numbers stay as they are.
 
     Raises:
         UserError: the network is unknown, or its weights or a package are missing.
     """
-    if not settings.names:
+    if not needs_features(settings.names):
         return None
     try:
         with torch.random.fork_rng(devices=[]):  # a network is built with random weights, before it gets its own
@@ -104,19 +120,28 @@ def figures_with(names: Sequence[str] | None, settings: MeasuresConfig) -> list[
     return None if names is None else [*names, *(f"{PREFIX}{name}" for name in settings.names)]
 
 
+def better(metric: str) -> str | None:
+    """Return which values of a figure, such as heldout_psnr or train_ssim, are better: "lower" or "higher".
+
+    None: it is not known, as of a figure that an installed method measures.
+    """
+    name = metric.removeprefix(PREFIX).removeprefix("train_")
+    return None if name == metric else {**_OWN, **BETTER}.get(name)
+
+
 def with_direction(config: C) -> C:
-    """Return a config whose `train.keep_best` says that higher values are better, if it names such a measure.
+    """Return a config whose `train.keep_best` says that higher values are better, if it names such a figure.
 
     Raises:
-        UserError: it says that higher values are better of a measure of which lower ones are.
+        UserError: it says that higher values are better of a figure of which lower ones are.
     """
     spec = config.train.keep_best
     metric = "" if spec is None else spec.removeprefix("max:")
-    if (name := metric.removeprefix(PREFIX)) not in config.log.measures.names or not metric.startswith(PREFIX):
-        return config
-    if BETTER.get(name) == "higher":
+    direction = better(metric)
+    if direction == "higher":
         return config.model_copy(update={"train": config.train.model_copy(update={"keep_best": f"max:{metric}"})})
-    if spec != metric:
+    if direction == "lower" and spec != metric:
+        name = metric.removeprefix(PREFIX)
         raise UserError(f"train.keep_best is {spec!r}, but lower values of {name} are better; expected {metric}")
     return config
 

@@ -1,7 +1,7 @@
 """Base class of DiffAE and PDAE: an encoder turns a picture into a code, given which a decoder denoises its latent."""
 
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Generic, TypeVar
 
@@ -10,7 +10,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from conditioning.semantic import SemanticConfig
-from ldm_kit.config import Config, UserError
+from ldm_kit.config import Config
 from ldm_kit.data.batches import spread
 from ldm_kit.data.code_batches import PicturedLatents
 from ldm_kit.data.images import Split
@@ -179,11 +179,21 @@ class SemanticMethod(Method[R], Generic[R, N]):
 
     @classmethod
     def judged(cls, config: R) -> Judged:
-        """Raise UserError: a semantic model decodes codes, and samples nothing without a prior."""
-        raise UserError(
-            "log.measures compares samples with held-out pictures, but a semantic model samples none without a prior; "
-            "expected it in the config of its prior"
-        )
+        """Return that measures judge reconstructions, from inferred and from random noise x_T."""
+        return Judged(reconstructions=True, semantic=True)
+
+    def measured_pictures(self, rows: Sequence[int], seeds: Sequence[int]) -> Tensor:
+        """Return the held-out pictures `rows`, decoded from inferred noise x_T: uint8 [N, C, R, R]."""
+        model, pictures, steps = self.model(), self.data.heldout.pictures(rows), self.config.sample
+        z = model.encode(pictures, self.eval_batch)
+        x_T = model.invert(pictures, z, steps.encode_steps, self.eval_batch)
+        return model.decode(z, x_T, steps.decode_steps, self.eval_batch)
+
+    def random_pictures(self, rows: Sequence[int], seeds: Sequence[int]) -> Tensor:
+        """Return the held-out pictures `rows`, decoded from random noise x_T: uint8 [N, C, R, R]."""
+        model = self.model()
+        z = model.encode(self.data.heldout.pictures(rows), self.eval_batch)
+        return model.decode(z, None, self.config.sample.decode_steps, self.eval_batch, seeds=seeds)
 
     def save(self, folder: Path) -> None:
         """Measure mean and deviation of the training set's codes; save the semantic model with them into `folder`."""

@@ -6,10 +6,12 @@ comparable.
 """
 
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 FLIP_FLOPS = 10  # rounds of the estimate of a separable covariance; it changes little after the third
 _SINGULAR = 1e-10  # eigenvalues below this share of the largest count as 0
@@ -70,7 +72,9 @@ def irreducible_variance(latents: Tensor, groups: Tensor) -> float:
             f"group {int(numbers[counts.argmin()])} has {int(counts.min())} latents; expected at least {least} in each "
             f"group of latents of {channels} channels and {positions} positions"
         )
-    return sum(_group_variance(matrices[groups.cpu() == number]) for number in numbers) / len(numbers)
+    with tqdm(total=len(numbers) * FLIP_FLOPS, desc="VIV", unit="round", leave=False, delay=2.0) as bar:
+        variances = [_group_variance(matrices[groups.cpu() == number], bar.update) for number in numbers]
+    return sum(variances) / len(numbers)
 
 
 def least_latents(channels: int, positions: int) -> int:
@@ -83,27 +87,32 @@ def least_latents(channels: int, positions: int) -> int:
     return math.floor(channels / positions + positions / channels) + 2
 
 
-def _group_variance(matrices: Tensor) -> float:
-    """Return the irreducible variance of one group of standardised latents [N, C, S]; see `irreducible_variance`."""
+def _group_variance(matrices: Tensor, progress: Callable[[], object]) -> float:
+    """Return the irreducible variance of one group of standardised latents [N, C, S]; see `irreducible_variance`.
+
+    `progress` is called after each of FLIP_FLOPS rounds.
+    """
     centred = matrices - matrices.mean(0)
-    eigenvalues = _separable_eigenvalues(centred)
+    eigenvalues = _separable_eigenvalues(centred, progress)
     total = centred.square().sum() / len(centred)
     scale = total / eigenvalues.sum().clamp_min(1e-300)
     return math.pi / 2 * (scale * eigenvalues).sqrt().mean().item()
 
 
-def _separable_eigenvalues(centred: Tensor) -> Tensor:
+def _separable_eigenvalues(centred: Tensor, progress: Callable[[], object]) -> Tensor:
     """Return the eigenvalues [C S] of the separable covariance of centred [N, C, S], up to a common factor.
 
     Flip-flop: the covariance of channels from latents whose positions are whitened, then that of positions from
-    latents whose channels are whitened, and so on.
+    latents whose channels are whitened, and so on. `progress` is called after each round.
     """
     rows = centred.transpose(1, 2)
     channels = torch.linalg.eigh(_second_moment(centred))
     positions = torch.linalg.eigh(_second_moment(rows @ _whitening(*channels)))
+    progress()
     for _ in range(FLIP_FLOPS - 1):
         channels = torch.linalg.eigh(_second_moment(centred @ _whitening(*positions)))
         positions = torch.linalg.eigh(_second_moment(rows @ _whitening(*channels)))
+        progress()
     return torch.outer(channels[0].clamp_min(0), positions[0].clamp_min(0)).flatten()
 
 

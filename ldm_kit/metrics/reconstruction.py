@@ -29,6 +29,11 @@ def mse(x: Tensor, y: Tensor) -> Tensor:
     return (x.float() - y.float().clamp(-1, 1)).square().mean((1, 2, 3))
 
 
+def unit_mse(x: Tensor, y: Tensor) -> Tensor:
+    """Return `mse` of pictures that are scaled to [0, 1], as papers state it, [B] float32; x and y are in [-1, 1]."""
+    return mse(x, y) / 4
+
+
 def decibels(error: Tensor | float) -> Tensor:
     """Return the PSNR in dB, float64 on the CPU, for mean squared errors of pictures in [-1, 1]: 10 log10(2^2 / error).
 

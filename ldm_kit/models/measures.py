@@ -14,7 +14,7 @@ from ldm_kit.metrics.distributions import inception_score
 from ldm_kit.metrics.factor_shares import ALL, FactorShares, count_readings
 from ldm_kit.metrics.fidelity import wilson
 from ldm_kit.metrics.intervals import resample_counts
-from ldm_kit.metrics.reconstruction import psnr, ssim, ssim_zero_padded
+from ldm_kit.metrics.reconstruction import psnr, ssim, ssim_zero_padded, unit_mse
 
 Better = Literal["lower", "higher", "neither"]
 PARTS, PART = 10, 500  # most parts of the inception score, and the least pictures of one
@@ -33,11 +33,40 @@ class PictureMeasure(NamedTuple):
 
 PICTURES: dict[str, PictureMeasure] = {
     "psnr": PictureMeasure("PSNR, dB", "higher", psnr),
+    "mse": PictureMeasure("mean squared error, pixels in 0..1", "lower", unit_mse),
     "ssim": PictureMeasure("SSIM, reflected borders (torchmetrics)", "higher", ssim),
     "ssim_zero_padded": PictureMeasure("SSIM, zero padding (papers)", "higher", ssim_zero_padded),
     "perceptual": PictureMeasure("perceptual distance", "lower"),
 }
 
+RANDOM: dict[str, PictureMeasure] = {  # of semantic models, whose noise x_T is inferred from a picture or random
+    f"{name}_random": measure._replace(title=f"{measure.title}, random x_T") for name, measure in PICTURES.items()
+}
+
+
+class Titled(NamedTuple):
+    """A measure's name in tables, and which values are better."""
+
+    title: str
+    better: Better
+
+
+CODES: dict[str, Titled] = {  # of semantic models' codes; those of DCI take long
+    "probe_auroc": Titled("AUROC of linear probes, mean of attributes", "higher"),
+    "mig": Titled("mutual information gap", "higher"),
+    "factor_vae_score": Titled("FactorVAE score", "higher"),
+    "tad": Titled("total AUROC difference", "higher"),
+    "dci_disentanglement": Titled("DCI, disentanglement", "higher"),
+    "dci_completeness": Titled("DCI, completeness", "higher"),
+    "dci_informativeness": Titled("DCI, informativeness", "higher"),
+}
+EDITS: dict[str, Titled] = {  # of semantic models' edits, compared with the exact pictures of these edits
+    "edit_right": Titled("edits that show the wanted value", "higher"),
+    "edit_unchanged": Titled("other factors unchanged by an edit", "higher"),
+    "edit_closer": Titled("edits closer to the truth than the original is", "higher"),
+    "edit_nearest": Titled("edits nearest to the truth of all edits'", "higher"),
+    "edit_distance": Titled("distance to the truth, of the original's", "lower"),
+}
 BITS: dict[str, PictureMeasure] = {
     "bits_per_dim": PictureMeasure("bits/dim, bound, exact integral", "lower"),
     "bits_per_dim_tanh": PictureMeasure("bits/dim, bound, tanh approximation (papers)", "lower"),
@@ -177,6 +206,6 @@ def picture_figures(values: Mapping[str, Tensor], titles: Mapping[str, str], boo
     """Return means over pictures: `values` [N] by name of the measure, `titles` other titles than those of PICTURES."""
     figures: list[Figure] = []
     for name, column in values.items():
-        title, better, _ = (PICTURES | BITS)[name]
+        title, better, _ = (PICTURES | RANDOM | BITS)[name]
         figures.append(Figure(name, titles.get(name, title), *bootstrap.mean(column), better, len(column)))
     return figures

@@ -10,6 +10,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ldm_kit.data.images import PictureSet
+from ldm_kit.data.peers import divided
 from ldm_kit.memory import Batch, BatchSize
 from ldm_kit.models.codes import CodeStatistics
 from ldm_kit.models.decoders import TrajectoryTarget
@@ -126,15 +127,24 @@ def encoder_digest(model: Semantic) -> str:
 def encode_pictures(model: Semantic, pictures: PictureSet, batch: Batch = 64) -> Tensor:
     """Encode a set of N pictures, at most `batch` at once, by `model`; show a progress bar.
 
+    Several processes encode a share each.
+
     Returns:
         Codes z [N, D], not normalised, on the CPU.
     """
-    z, size = [torch.zeros(0, model.z_width)], BatchSize.of(batch)
-    with tqdm(total=len(pictures), desc="encoding", unit="picture") as progress_bar:
-        for codes in size.batches(len(pictures), lambda indices: model.encode(pictures.pictures(indices), size)):
-            z.append(codes.float().cpu())
-            progress_bar.update(len(codes))
-    return torch.cat(z)
+    size = BatchSize.of(batch)
+
+    def own(rows: Sequence[int]) -> Tensor:
+        z = [torch.zeros(0, model.z_width)]
+        with tqdm(total=len(rows), desc="encoding", unit="picture") as progress_bar:
+            for codes in size.batches(
+                len(rows), lambda indices: model.encode(pictures.pictures([rows[i] for i in indices]), size)
+            ):
+                z.append(codes.float().cpu())
+                progress_bar.update(len(codes))
+        return torch.cat(z)
+
+    return divided(len(pictures), own)
 
 
 @contextmanager

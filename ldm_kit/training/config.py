@@ -62,8 +62,8 @@ class TrainConfig(Config):
     )
     keep_best: str | None = Field(
         default=None,
-        description="metric whose best checkpoint stays: NAME, of which lower is better (heldout_loss), or max:NAME "
-        "(max:heldout_psnr); null: none",
+        description="metric whose best checkpoint stays, such as heldout_loss or heldout_psnr; of a metric that the "
+        "kit does not know, lower is better, and of max:NAME higher; null: none",
     )
     save_attempts: int = Field(default=3, ge=1, description="failed saves in a row after which the run stops")
     max_skips: int = Field(default=50, ge=1, description="fp16: overflowing steps in a row after which the run stops")

@@ -1,12 +1,13 @@
 """The folder of a run: its lock, the resolved config, and the checkpoint to resume from."""
 
+import contextlib
 import json
 import os
 import platform
 import socket
 import time
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from types import TracebackType
@@ -39,6 +40,9 @@ _MAY_CHANGE = (
 )
 
 
+_LOCK = ".lock"  # file in a run's folder
+
+
 class Lock:
     """Exclusive lock of a run's folder; the operating system releases it when the process ends, however it ends.
 
@@ -52,7 +56,7 @@ class Lock:
     """
 
     def __init__(self, folder: Path) -> None:
-        self.path = folder / ".lock"
+        self.path = folder / _LOCK
         try:
             folder.mkdir(parents=True, exist_ok=True)
             self.file = self.path.open("a+", encoding="utf-8")
@@ -86,6 +90,29 @@ class Lock:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.file.close()
+
+
+def missing_folders(folder: Path) -> list[Path]:
+    """Return those of a folder and its parents that do not exist, the innermost first."""
+    return [path for path in (folder, *folder.parents) if not path.exists()]
+
+
+def remove_after_error(
+    made: Sequence[Path], kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+) -> None:
+    """Remove a run's folder that an error has left with nothing but its lock; without an error, do nothing.
+
+    Args:
+        made: folders that were made for the run, the innermost first: the run's own, and its parents.
+        kind, error, trace: the error, as a context manager's `__exit__` gets it; None: there is none.
+    """
+    if kind is None:
+        return
+    with contextlib.suppress(OSError):  # it holds files, or another run has removed it
+        for number, folder in enumerate(made):
+            if number == 0 and [path.name for path in folder.iterdir()] == [_LOCK]:
+                (folder / _LOCK).unlink()
+            folder.rmdir()
 
 
 def differing(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:

@@ -231,11 +231,13 @@ def session(settings: Settings, resume: str | None) -> Iterator[Session]:
 def _open_folder(folder: Path, settings: Settings, resume: str | None, stack: contextlib.ExitStack) -> Path | None:
     """Lock the run's folder until `stack` is closed; return the checkpoint to resume from (None: a new run).
 
-    `resume` is `latest`, the folder of a checkpoint, or None for a new run; `settings` is the run's config.
+    `resume` is `latest`, the folder of a checkpoint, or None for a new run; `settings` is the run's config. Folders
+    that the lock makes are removed again if an error ends the run before anything is written into them.
 
     Raises:
         UserError: the folder is in use, cannot be resumed from, or has checkpoints and `resume` is None.
     """
+    stack.push(partial(run_folder.remove_after_error, run_folder.missing_folders(folder)))  # once the lock is free
     stack.enter_context(run_folder.Lock(folder))
     checkpoint.remove_stale_tmp(folder)
     return _checkpoint_to_resume(folder, settings, resume)

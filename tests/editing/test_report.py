@@ -2,7 +2,6 @@
 
 import json
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,12 +12,13 @@ from ldm_kit.data.factors import FactorSpace, known_factors, pixel_digests
 from ldm_kit.data.images import PictureSet, Record, Split, subset
 from ldm_kit.data.rendered import DrawnSet, RenderedSet, Renderer
 from ldm_kit.data.shapes.dataset import ShapesConfig
-from ldm_kit.editing import labels
-from ldm_kit.editing import report as report_module
+from ldm_kit.editing import code_measures, labels
 from ldm_kit.editing.built_in import BuiltIn
+from ldm_kit.editing.code_measures import measure_edits
 from ldm_kit.editing.edit_errors import EditJudge, counterparts
 from ldm_kit.editing.fit_directions import FitOptions, learn
 from ldm_kit.editing.options import RoundTripSteps
+from ldm_kit.editing.report import edit_options
 from ldm_kit.editing.report_options import ReportOptions
 from ldm_kit.metrics import dci as dci_module
 from ldm_kit.metrics.factor_reader import FactorReader
@@ -172,13 +172,12 @@ def test_edits_that_change_nothing_or_end_at_a_training_picture_are_not_made(pic
 
 def test_the_report_makes_no_edit_whose_result_was_trained_on(pictures, monkeypatch):
     exact = judge(pictures)
-    monkeypatch.setattr(report_module, "factor_reader", lambda *rest: exact.reader)
-    options = ReportOptions(dataset="shapes", edits=99, steps=2, invert_steps=2)
+    monkeypatch.setattr(code_measures, "factor_reader", lambda *rest: exact.reader)
+    options = edit_options(ReportOptions(dataset="shapes", edits=99, steps=2, invert_steps=2))
 
     def edits(train: PictureSet) -> int:
         data = BuiltIn(ShapesConfig(), Split(train, pictures, None), [], [])
-        context = SimpleNamespace(device="cpu")
-        return report_module._edits(context, exact.model, exact.directions, data, options)["all"]["edits"]
+        return measure_edits(exact.model, exact.directions, data, options, "cpu").report["all"]["edits"]
 
     assert edits(subset(pictures, [])) == 24
     assert edits(pictures) == 0

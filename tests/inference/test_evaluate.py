@@ -241,6 +241,25 @@ def test_a_bare_folder_is_compared_with_as_a_whole(colours, tmp_path):
         assert (result.settings["reference"]["count"], result.settings["reference"]["split"]) == expected
 
 
+def test_a_reference_of_another_size_is_scaled_and_said(colours, tmp_path):
+    samples, same = save(noise(8), tmp_path / "samples"), save(noise(8, 1), tmp_path / "same")
+    other = save(noise(7, 1), tmp_path / "other")
+    Image.new("RGB", (24, 16)).save(other / "zz.png")
+    said = {
+        folder.name: evaluate(samples, reference=str(folder), measures="mind", bootstrap=0).warnings
+        for folder in (same, other)
+    }
+    assert said["same"] == ()
+    (warning,) = said["other"]
+    assert "are scaled to 8 x 8 px, such as zz.png of 24 x 16 px" in warning
+
+
+def test_a_config_of_no_data_source_is_one_sentence(colours, tmp_path):
+    (tmp_path / "odd.yaml").write_text("source: nowhere")
+    with pytest.raises(UserError, match=r"odd.yaml: source: Input tag 'nowhere' .* does not match"):
+        evaluate(save(noise(8), tmp_path / "samples"), reference=str(tmp_path / "odd.yaml"))
+
+
 def test_all_of_a_split_is_every_picture_once():
     pixels = noise(9)
     first = split_of(pixels, "a").train
@@ -421,6 +440,12 @@ def test_a_mean_of_nothing_is_no_value():
     assert mean.interval == (1, 1), "draws without the first picture are left out"
 
 
+def test_small_values_are_shown_with_three_digits():
+    """An MSE of 6.07e-5, as published, is no 0.0001."""
+    shown = [evaluate_report.format_number(value) for value in (6.07e-5, -0.000123456, 0.00999, 0.5, 0.0, 1e-12, None)]
+    assert shown == ["0.0000607", "-0.000123", "0.0100", "0.5000", "0.0000", "0.0000", "-"]
+
+
 def test_every_name_in_a_result_is_one_that_measures_takes():
     (mean, everything), _ = prompt_figures(("a",), torch.zeros(2, 1).long(), torch.zeros(2, 1).long(), Bootstrap(0, 0))
     assert plan([mean.name, everything.name], {}, 9, 9)[0] == ["prompt_fidelity", "prompt_fidelity_all"]
@@ -510,7 +535,7 @@ def test_models_that_sample_no_pictures_are_refused(world, colours, tmp_path):
         evaluate(world.model("classifier"), split="train")
     (tmp_path / "semantic").mkdir()
     (tmp_path / "semantic" / "model_index.json").write_text('{"_class_name": "ldm_kit.SemanticModel"}')
-    with pytest.raises(UserError, match=r"holds a semantic model, which edit.py report measures"):
+    with pytest.raises(UserError, match=r"semantic.* encoder"):
         evaluate(tmp_path / "semantic", data=split_of(noise(6)))
 
 

@@ -9,10 +9,16 @@ from typer.testing import CliRunner
 
 from ldm_kit.cli import app
 from ldm_kit.config import UserError
+from ldm_kit.data import peers
 from ldm_kit.data.images import InMemory, Record, Split
 from ldm_kit.inference import memorisation as command
 from ldm_kit.inference.memorisation import memorisation
+from ldm_kit.inference.requests import EvaluationRequest, MemorisationRequest
+from ldm_kit.methods.shared_work import call_on_all
 from ldm_kit.models.feature_nets import FeatureNet, Features
+from ldm_kit.models.options import SamplingOptions
+from ldm_kit.models.pipeline import Pipeline
+from tests.data.test_peers import together
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # diffusers on numpy 2
 
@@ -94,6 +100,73 @@ def test_the_command_samples_a_run_and_writes_beside_nothing(world, tmp_path):
     again = CliRunner().invoke(app, arguments)
     assert again.exit_code == 2
     assert "exists already" in again.output
+
+
+def numbers(report):
+    spaces = report.spaces.values()
+    each = [torch.cat([near.distances, near.indices], 1) for space in spaces for near in (space.samples, space.heldout)]
+    return torch.cat(each), report.order, report.samples
+
+
+def opened_before(world, monkeypatch, size, options):
+    """Models are opened here, one for each thread, as transformers loads one at a time."""
+    given = EvaluationRequest(), options, None
+    models = [command.open_subject(world.model("text"), *given) for _ in range(size)]
+    monkeypatch.setattr(command, "open_subject", lambda *_: models[peers.everyone().rank])
+
+
+@pytest.mark.parametrize("size", [2, 3])
+def test_processes_share_samples_features_and_search(size, world, tmp_path, monkeypatch):
+    """5 samples: the shares are unequal; no picture is sampled or seen twice."""
+    monkeypatch.setattr(command, "_mirrored", lambda run: True)
+    request = MemorisationRequest(count=5, seed=7, batch_size=2)
+    options = SamplingOptions(steps=2, guidance_scale=1)
+    expected = numbers(command.find_memorised(world.model("text"), request, options))
+    monkeypatch.setenv("LDM_KIT_CACHE", str(tmp_path / "other"))
+    monkeypatch.setattr(command, "on_all_processes", lambda run: run("cpu"))
+    opened_before(world, monkeypatch, size, options)
+    sampled, seen = [], []
+    generate = Pipeline.generate
+    monkeypatch.setattr(
+        Pipeline,
+        "generate",
+        lambda self, prompts, seeds, *more: sampled.extend(seeds) or generate(self, prompts, seeds, *more),
+    )
+    net = FeatureNet("tiles", lambda x: seen.append(len(x)) or tiles(x), "not at all", "0" * 64)
+    monkeypatch.setattr(command, "load_feature_net", lambda *_: net)
+    reports = together(lambda rank: command.find_memorised(world.model("text"), request, options), (0,) * size)
+    assert sorted(sampled) == [7, 8, 9, 10, 11]
+    counts = {name: reports[0].json["reference"][name]["count"] for name in ("train", "heldout")}
+    assert sum(seen) == 5 + 2 * counts["train"] + counts["heldout"]
+    for report in reports:
+        values, order, samples = numbers(report)
+        assert torch.allclose(values, expected[0], atol=1e-4)
+        assert order == expected[1]
+        assert (samples.int() - expected[2].int()).abs().max() <= 1
+
+
+def test_a_fault_on_one_process_ends_the_search_on_all(world, monkeypatch):
+    monkeypatch.setattr(command, "on_all_processes", lambda run: call_on_all(peers.everyone(), lambda: run("cpu")))
+    generate = Pipeline.generate
+
+    def failing(self, prompts, seeds, *more):
+        if 1 in seeds:
+            raise UserError("the second process fails")
+        return generate(self, prompts, seeds, *more)
+
+    monkeypatch.setattr(Pipeline, "generate", failing)
+    request, options = MemorisationRequest(count=4), SamplingOptions(steps=2, guidance_scale=1)
+    opened_before(world, monkeypatch, 2, options)
+    said = together(lambda rank: command.find_memorised(world.model("text"), request, options))
+    assert [str(error) for error in said] == ["the second process fails"] * 2
+
+
+def test_the_launchers_device_is_taken(tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(command, "device_named", asked.append)
+    monkeypatch.setattr(command, "on_all_processes", lambda run: run("cuda:1"))
+    memorisation(save(noise(4, 3), tmp_path / "samples"), data=DATA)
+    assert asked == ["cuda:1"]
 
 
 def test_an_autoencoder_and_too_few_training_pictures_are_refused(world, tmp_path):

@@ -15,13 +15,13 @@ from ldm_kit.inference.evaluate import evaluate
 from ldm_kit.inference.requests import EvaluationRequest
 from ldm_kit.methods import measures_check, train
 from ldm_kit.methods.measures import open_measures
-from ldm_kit.methods.measures_check import BETTER, check_measures, comparable, with_direction
+from ldm_kit.methods.measures_check import BETTER, better, check_measures, comparable, with_direction
 from ldm_kit.methods.shared_work import SharedWork
 from ldm_kit.methods.train import open_method
 from ldm_kit.models.feature_nets import LITE0, FeatureNet, Features
 from ldm_kit.models.measures import PICTURES
 from tests.data.test_peers import together
-from tests.training.helpers import CLASSES, CLASSIFIER, DIFFAE, KL, TEXT, picture_folder, reset, settings
+from tests.training.helpers import CLASSES, CLASSIFIER, DIFFAE, KL, TEXT, VQ, picture_folder, reset, settings
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # diffusers on numpy 2
 SAMPLED = ("sample.solver=ddim", "condition_dropout=0.1")
@@ -118,6 +118,48 @@ def test_the_best_checkpoint_follows_the_measures_direction(metric, spec, pictur
     )
 
 
+@pytest.mark.parametrize(
+    ("spec", "expected"),
+    [
+        ("heldout_psnr", "max:heldout_psnr"),
+        ("max:heldout_psnr", "max:heldout_psnr"),
+        ("train_ssim", "max:train_ssim"),
+        ("heldout_codebook_usage", "max:heldout_codebook_usage"),
+        ("heldout_accuracy_q3", "max:heldout_accuracy_q3"),
+        ("heldout_loss", "heldout_loss"),
+        ("train_perceptual", "train_perceptual"),
+        ("heldout_own", "heldout_own"),
+        ("max:heldout_own", "max:heldout_own"),
+        ("max:psnr", "max:psnr"),
+    ],
+)
+def test_keep_best_knows_which_values_of_the_kits_figures_are_better(spec, expected, pictures, tmp_path):
+    config = config_of(KL, pictures, tmp_path, f"train.keep_best={spec}")
+    assert with_direction(config).train.keep_best == expected
+
+
+def test_every_figure_of_the_methods_has_a_known_direction(pictures, tmp_path):
+    """Else `keep_best` would keep the worst checkpoint of a figure of which higher values are better."""
+    from ldm_kit.methods import find_method
+    from ldm_kit.methods.run_config import method_name
+
+    for tree in (KL, VQ, TEXT, DIFFAE, CLASSIFIER):
+        config = config_of(tree, pictures, tmp_path)
+        names = find_method(method_name(config)).figures(config, None)
+        assert names
+        assert all(better(name) in ("lower", "higher") for name in names), names
+
+
+def test_the_greatest_psnr_is_kept_without_saying_max(pictures, tmp_path):
+    folder = tmp_path / "run"
+    config = config_of(KL, pictures, folder, "train.keep_best=heldout_psnr")
+    reset()
+    train.train(config)
+    values = [json.loads(line).get("heldout_psnr") for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    best = json.loads((folder / "best.json").read_text())
+    assert best["value"] == pytest.approx(max(value for value in values if value is not None), rel=1e-5)
+
+
 def test_a_measure_that_is_not_due_is_not_compared(pictures, tmp_path):
     config = config_of(TEXT, pictures, tmp_path, *TAKEN, "train.keep_best=heldout_fd")
     assert comparable({"heldout_loss": 1.0}, config) is None
@@ -151,6 +193,45 @@ def test_each_kind_of_run_is_measured_and_held_out_pictures_themselves_are_perfe
     assert perfect["heldout_recall"] == perfect["heldout_coverage"] == 1
     assert perfect.get("heldout_ssim_zero_padded", 1) == pytest.approx(1)
     assert values["heldout_fd"] > perfect["heldout_fd"] + 1e-4
+
+
+RECONSTRUCTED = ("psnr", "mse", "ssim", "ssim_zero_padded")
+ROUND_TRIP = ("log.measures={names: [%s], every: 2, count: 6}", "sample={encode_steps: 3, decode_steps: 2}")
+
+
+def test_a_semantic_run_measures_both_reconstructions_as_the_command_does(pictures, tmp_path, monkeypatch):
+    """No feature network is opened for them, and the checkpoint with the greatest PSNR is kept."""
+    names = [f"{name}{ending}" for ending in ("", "_random") for name in RECONSTRUCTED]
+    measured, steps = ROUND_TRIP
+    monkeypatch.setattr(measures_check, "load_feature_net", lambda *_: pytest.fail("it needs no features"))
+    folder = tmp_path / "run"
+    train.train(config_of(DIFFAE, pictures, folder, measured % ", ".join(names), steps, "train.keep_best=heldout_psnr"))
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    lines = {line["step"]: line for line in lines if "heldout_psnr" in line}
+    assert list(lines) == [2, 4]
+    result = evaluate(folder, count=6, bootstrap=0, measures=",".join(names))
+    for name in names:
+        assert lines[4][f"heldout_{name}"] == pytest.approx(result[name].value, rel=1e-4), name
+    assert lines[4]["heldout_psnr"] != pytest.approx(lines[4]["heldout_psnr_random"], rel=1e-3)
+    best = json.loads((folder / "best.json").read_text())
+    assert best["value"] == pytest.approx(max(line["heldout_psnr"] for line in lines.values()), rel=1e-5)
+
+
+@pytest.mark.parametrize(("names", "calls"), [("psnr", (6, 0)), ("mse_random", (0, 6)), ("mse_random, psnr", (6, 6))])
+def test_only_the_reconstructions_that_are_measured_are_made(names, calls, pictures, tmp_path):
+    measured, steps = ROUND_TRIP
+    method = open_method(config_of(DIFFAE, pictures, tmp_path / "run", measured % names, steps))
+    method.measures = open_measures(method.config, method.data, None, method.eval_batch)
+    heldout, made = method.data.heldout, ([], [])
+
+    def perfect(kind):
+        return lambda rows, seeds: made[kind].extend(rows) or heldout.pictures(rows)
+
+    values = method.measures.take(perfect(0), perfect(1))
+    assert tuple(map(len, made)) == calls
+    assert values == {
+        f"heldout_{name}": 0 if "mse" in name else pytest.approx(100, abs=10) for name in names.split(", ")
+    }
 
 
 def test_pictures_that_cannot_be_sampled_give_no_value_and_no_error(pictures, tmp_path):
@@ -203,7 +284,10 @@ def test_processes_share_the_pictures_and_a_fault_ends_the_pass_on_all(fault, pi
         (TEXT, "{names: [inception_score]}", r"it is defined for log.measures.features inception alone"),
         (TEXT, "{names: [clip_score]}", r"expected log.measures.features open_clip:"),
         (CLASSES, "{names: [prompt_fidelity]}", r"it is for models that are sampled with captions"),
-        (DIFFAE, "{names: [fd]}", r"a semantic model samples none without a prior"),
+        (DIFFAE, "{names: [fd]}", r"a semantic model samples no pictures .* without a prior"),
+        (DIFFAE, "{names: [perceptual]}", r"of semantic models only ldm-kit evaluate measures it"),
+        (TEXT, "{names: [psnr_random]}", r"it is for semantic models"),
+        (KL, "{names: [mse_random]}", r"it is for semantic models"),
         (CLASSIFIER, "{names: [fd]}", r"method classifier samples no pictures"),
         (TEXT, "{names: [fd], count: 100}", r"log.measures.count is 100, but \d+ pictures are held out"),
         (TEXT, "{names: [recall], count: 3}", r"recall, which needs 4 held-out pictures; got 3"),
@@ -220,12 +304,15 @@ def test_what_cannot_be_measured_is_refused_before_anything_is_encoded(
     monkeypatch.setattr(measures_check, "load_feature_net", load_feature_net)
     monkeypatch.setattr(train, "open_method", lambda *_, **__: pytest.fail("it was built"))
     with pytest.raises(UserError, match=sentence):
-        train.train(config_of(tree, pictures, tmp_path / "run", f"log.measures={measures}"))
+        train.train(config_of(tree, pictures, tmp_path / "new" / "run", f"log.measures={measures}"))
+    assert not (tmp_path / "new").exists()
 
 
 def test_nothing_held_out_and_a_wrong_direction_are_refused(pictures, tmp_path):
     with pytest.raises(UserError, match=r"log.measures compares with held-out pictures, and nothing is held out"):
         train.train(config_of(TEXT, pictures, tmp_path / "run", *TAKEN, "data.heldout=0"))
+    with pytest.raises(UserError, match="lower values of loss are better; expected heldout_loss"):
+        train.train(config_of(TEXT, pictures, tmp_path / "run", "train.keep_best=max:heldout_loss"))
     with pytest.raises(UserError, match="lower values of fd are better; expected heldout_fd"):
         train.train(config_of(TEXT, pictures, tmp_path / "run", *TAKEN, "train.keep_best=max:heldout_fd"))
     with pytest.raises(UserError, match=r"keep_best is 'heldout_kid', but the evaluation has no such figure"):

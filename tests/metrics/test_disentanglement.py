@@ -8,9 +8,10 @@ import pytest
 import torch
 
 from ldm_kit.metrics import dci as dci_module
+from ldm_kit.metrics import disentanglement as module
+from ldm_kit.metrics.auroc import auroc_of_draws, aurocs
 from ldm_kit.metrics.dci import completeness, dci, disentanglement
 from ldm_kit.metrics.disentanglement import (
-    aurocs,
     factor_vae_score,
     first_components,
     mutual_information_gap,
@@ -183,3 +184,25 @@ def test_scores_are_those_of_disent():
     assert completeness(importance) == pytest.approx(theirs._completeness(importance.numpy()), abs=1e-6)
     expected = mig._compute_mig(z.T.numpy(), FACTORS.T.numpy())["mig.discrete_score"]
     assert mutual_information_gap(z, FACTORS) == pytest.approx(expected, abs=1e-9)
+
+
+def test_the_auroc_of_a_draw_is_that_of_its_pictures():
+    """With ties, and without a value where a draw has one kind of pictures alone."""
+    draw = torch.Generator().manual_seed(0)
+    scores = torch.randint(0, 6, (40,), generator=draw).double()
+    positive = torch.rand(40, generator=draw) < 0.4
+    counts = torch.randint(0, 3, (5, 40), generator=draw)
+    counts[4] = positive.long()
+    result = auroc_of_draws(scores, positive, counts)
+    for count, value in zip(counts[:4], result[:4], strict=True):
+        rows = torch.arange(40).repeat_interleave(count)
+        assert float(value) == pytest.approx(float(aurocs(scores[rows, None], positive[rows])[0]))
+    assert result[4].isnan()
+
+
+def test_information_of_all_dimensions_at_once_is_that_of_each():
+    draw = torch.Generator().manual_seed(0)
+    binned = torch.randint(0, 20, (50, 7), generator=draw)
+    numbers = torch.randint(0, 4, (50,), generator=draw)
+    expected = [module._mutual_information(column, numbers) for column in binned.T]
+    assert module._binned_information(binned, numbers).tolist() == pytest.approx(expected)

@@ -1,3 +1,4 @@
+import contextlib
 import errno
 import json
 import os
@@ -9,7 +10,8 @@ import pytest
 from ldm_kit.config import UserError
 from ldm_kit.training import checkpoint, run_folder
 from ldm_kit.training.log import cut_metrics
-from tests.training.helpers import CLASSES, KL, TEXT, context, settings
+from ldm_kit.training.session import session
+from tests.training.helpers import CLASSES, KL, TEXT, context, reset, settings
 
 
 def hold(folder, ready):
@@ -204,3 +206,36 @@ def refusing(number):
         raise OSError(getattr(errno, number), os.strerror(getattr(errno, number)))
 
     return flock
+
+
+def test_a_run_that_is_refused_leaves_only_what_was_there(tmp_path):
+    """Its folder and the parents that were made for it go; files, and folders that were there, stay."""
+
+    def refuse(folder, file=None):
+        reset()
+        with contextlib.suppress(ZeroDivisionError), session(settings(KL, tmp_path, folder), None):
+            assert (folder / ".lock").is_file()
+            if file is not None:
+                (folder / file).write_text("kept")
+            raise ZeroDivisionError
+
+    refuse(tmp_path / "a" / "b" / "run")
+    assert not (tmp_path / "a").exists()
+    (tmp_path / "there").mkdir()
+    refuse(tmp_path / "there")
+    refuse(tmp_path / "there" / "run")
+    assert [path.name for path in (tmp_path / "there").iterdir()] == [".lock"]
+    refuse(tmp_path / "c" / "run", "notes.txt")
+    assert (tmp_path / "c" / "run" / "notes.txt").read_text() == "kept"
+    reset()
+    with session(settings(KL, tmp_path, tmp_path / "good"), None):
+        pass
+    assert (tmp_path / "good" / ".lock").exists(), "without an error nothing is removed"
+
+
+def test_a_refused_second_run_leaves_the_first_ones_folder(tmp_path):
+    with run_folder.Lock(tmp_path / "run"):
+        reset()
+        with pytest.raises(UserError, match="is in use by"), session(settings(KL, tmp_path, tmp_path / "run"), None):
+            pass
+        assert (tmp_path / "run" / ".lock").exists()
