@@ -26,7 +26,7 @@ MEDIAN_FUNCTION = 6
 MOST_POSITIONAL = 5
 LAYERS = (
     {"cli", "demo"},
-    {"inference", "convert"},
+    {"inference", "convert", "planning"},
     {"editing"},
     {"methods"},
     {"models"},

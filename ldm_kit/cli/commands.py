@@ -6,7 +6,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from ldm_kit.cli import built_in, programs
+from ldm_kit.cli import built_in, plans, programs, sharing
 from ldm_kit.cli.errors import cli_errors, run_app
 from ldm_kit.cli.flags import flatten, run_cli
 from ldm_kit.config import UserError
@@ -30,9 +30,13 @@ Overrides = Annotated[
 ]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, ...; the accelerator if there is one")]
 
+app.command()(plans.new)
+app.command()(plans.train)
 app.command("train-ae")(programs.train_ae)
 app.command("train-ldm")(programs.train_ldm)
 app.command()(flatten(programs.sample))
+app.command()(sharing.card)
+app.command()(sharing.push)
 
 
 @app.command(

@@ -14,7 +14,6 @@ from ldm_kit.data.faces.dataset import ATTRIBUTION, FacesConfig
 from ldm_kit.data.factors import known_factors
 from ldm_kit.data.images import PictureSet, Split, subset, to_bytes, to_unit
 from ldm_kit.demo.measure import choose_prompts, sample_prompts
-from ldm_kit.demo.sheet import Section, sheet
 from ldm_kit.memory import BatchSize
 from ldm_kit.methods import read_run
 from ldm_kit.methods.autoencoder_metrics import reconstruct
@@ -27,6 +26,7 @@ from ldm_kit.models.options import ResolvedOptions, SamplingOptions
 from ldm_kit.models.pipeline import Pipeline
 from ldm_kit.training.precision import is_bf16_fast
 from ldm_kit.viz.png import save_png
+from ldm_kit.viz.sheet import Section, sheet
 
 OPTIONS = {"steps": 15, "solver": "dpm++", "guidance_scale": 2.0}  # for models that were saved without options
 REAL, RECONSTRUCTED = "real faces", "held-out faces, autoencoded"

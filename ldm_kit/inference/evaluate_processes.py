@@ -35,7 +35,7 @@ def on_all_processes(compute: Callable[[str | None], T]) -> T:
     from ldm_kit.training.accelerator import open_accelerator
     from ldm_kit.training.distributed import work_groups
 
-    device = open_accelerator("no", Path(), tensorboard=False).device
+    device = open_accelerator("no", Path()).device
     launch.use_all_cores(int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
     if launch.is_launched():
         launch.watch_parent()

@@ -27,6 +27,7 @@ from ldm_kit.methods.base import Method
 from ldm_kit.methods.train import open_method, open_start
 from ldm_kit.models.directions import FILE as DIRECTIONS
 from ldm_kit.models.folder import device_named
+from ldm_kit.models.hub import HUB_NAME, locate_pinned
 from ldm_kit.paths import check_writable
 from ldm_kit.training import checkpoint as checkpoints
 from ldm_kit.training.retention import BEST_FILE
@@ -82,16 +83,18 @@ def saved_model(path: Path | str, checkpoint: str | None = None, device: str | N
     used for longest are then removed, see `_remove_unused`.
 
     Args:
-        path: folder of a saved model, a run, or a checkpoint.
+        path: folder of a saved model, a run, or a checkpoint; or a model on the Hub, owner/name or owner/name@REVISION.
         checkpoint: which checkpoint of the run: best, last, a checkpoint's name or its step; None: the finished model.
         device: cpu, cuda, ...; None: the accelerator if there is one.
 
     Raises:
         UserError: `checkpoint` is None and the run has checkpoints but no finished model; or the checkpoint cannot be
-            exported, see `export`.
+            exported, see `export`; or there is neither such a folder nor such a model on the Hub.
     """
     path = Path(path)
     if checkpoint is None and not is_checkpoint(path):
+        if not path.exists() and HUB_NAME.fullmatch(str(path).partition("@")[0]):
+            return locate_pinned(str(path), "the model").folder
         finished = any((folder / name).exists() for folder in (path, path / "model") for name in _INDICES)
         if not finished and checkpoints.steps(path):
             raise UserError(

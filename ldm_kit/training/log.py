@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from ldm_kit.config import Config
 from ldm_kit.training.task import TrainStep
+from ldm_kit.training.trackers import log_pictures
 
 FILE = "metrics.jsonl"
 
@@ -62,6 +63,11 @@ class LogConfig(Config):
         description="most held-out samples that an evaluation measures; if there are more, a hash chooses them",
     )
     tensorboard: bool = Field(default=True, description="write TensorBoard events into the run's folder")
+    trackers: tuple[str, ...] = Field(
+        default=(),
+        description="further trackers of accelerate, which get metrics and grids, each to be installed: wandb, mlflow, "
+        "comet_ml, aim, clearml, dvclive, swanlab, trackio",
+    )
     pictures: int = Field(default=16, gt=0, description="pictures in a grid")
     measures: MeasuresConfig = Field(
         default=MeasuresConfig(), description="measures of ldm-kit evaluate that evaluations take as well"
@@ -152,7 +158,17 @@ class Log:
             return None
         if not (number == self.first and metrics.keys() <= logged_keys(self.folder / FILE, number)):
             self.write(number, metrics)
+            self._log_pictures(number)
         return metrics
+
+    def _log_pictures(self, number: int) -> None:
+        if not self.main:
+            return
+        try:
+            log_pictures(self.accelerator, self.folder, number)
+        except OSError as error:
+            text = f"a tracker has no pictures of step {number}: {error.strerror or error}"
+            self.print(f"warning: {text}; training goes on")
 
     def print(self, text: str) -> None:
         """Print a line above the progress bar, on the main process alone."""

@@ -27,6 +27,7 @@ from ldm_kit.training.optim import OptimConfig
 from ldm_kit.training.retention import CheckpointRetention
 from ldm_kit.training.signals import Signals, Stopped
 from ldm_kit.training.task import BatchSource, Task, TrainStep
+from ldm_kit.training.trackers import TENSORBOARD, check_trackers, start_trackers
 
 
 class Settings(Protocol):
@@ -130,10 +131,9 @@ class Session:
         return trainer
 
     def _write_start(self, step: int) -> None:
-        """Start TensorBoard, write the config, and remove logged metrics and events of steps after `step`."""
-        if self.settings.log.tensorboard:
-            dropped = {} if self.resume is None else {"purge_step": step + 1}
-            self.accelerator.init_trackers("tensorboard", init_kwargs={"tensorboard": dropped})
+        """Start the trackers, write the config, and remove logged metrics and events of steps after `step`."""
+        first, config = None if self.resume is None else step + 1, self.settings.model_dump(mode="json")
+        start_trackers(self.accelerator, self.settings.log.trackers, self.folder, config, first)
         run_folder.write_config(self.folder, self.settings)
         cut_metrics(self.folder / FILE, step)
 
@@ -206,10 +206,13 @@ def session(settings: Settings, resume: str | None) -> Iterator[Session]:
 
     Raises:
         UserError: the folder is in use, cannot be resumed from, or holds checkpoints although `resume` is None; the
-            launch mode is not supported; or, within the context, a loss or gradient is not finite.
+            launch mode is not supported; a tracker is not installed; or, within the context, a loss or gradient is not
+            finite.
     """
     folder = Path(settings.run)
-    accelerator = open_accelerator(settings.train.precision, folder, tensorboard=settings.log.tensorboard)
+    check_trackers(settings.log.trackers)
+    trackers = [*([TENSORBOARD] if settings.log.tensorboard else []), *settings.log.trackers]
+    accelerator = open_accelerator(settings.train.precision, folder, trackers)
     launch.use_all_cores(int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
     if launch.is_launched():
         launch.watch_parent()

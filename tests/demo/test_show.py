@@ -12,11 +12,11 @@ from ldm_kit.config import UserError
 from ldm_kit.data.faces.dataset import FacesConfig
 from ldm_kit.demo import __main__ as demo
 from ldm_kit.demo import show as showing
-from ldm_kit.demo.sheet import COLUMNS, Section, sheet
 from ldm_kit.demo.show import Summary, show
 from ldm_kit.methods import read_run
 from ldm_kit.methods.autoencoder import AutoencoderRun
 from ldm_kit.methods.latent import LatentRun
+from ldm_kit.viz.sheet import COLUMNS, Section, sheet
 
 
 def test_the_two_stages_fit_each_other_and_are_trained_on_faces():

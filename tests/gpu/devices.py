@@ -75,7 +75,7 @@ class Step:
 
 def trainer_of(config: RunConfig, folder: Path) -> Trainer:
     """A trainer at step LATER, with weights that are the same on every device, none of which is 0."""
-    accelerator = open_accelerator(config.train.precision, folder, tensorboard=False)
+    accelerator = open_accelerator(config.train.precision, folder)
     torch.manual_seed(0)
     method: Method[Any] = open_method(config, None, accelerator.device)
     method.precision = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(accelerator.mixed_precision)

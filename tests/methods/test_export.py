@@ -16,6 +16,7 @@ from ldm_kit.data.sources import load as load_pictures
 from ldm_kit.editing.context import ModelContext
 from ldm_kit.methods.export import export, saved_model
 from ldm_kit.methods.train import train
+from ldm_kit.models import hub
 from tests.training.helpers import CLASSIFIER, DIFFAE, KL, TEXT, VQ, picture_folder, reset, settings
 from tests.world import World, through
 
@@ -170,3 +171,27 @@ def test_a_damaged_checkpoint_and_a_used_folder_are_refused(world: World, tmp_pa
     with pytest.raises(UserError, match=r"is damaged: the contents of ema/unet\.safetensors have changed"):
         export(run / "checkpoint-00000008")
     assert not (run / "model").exists()
+
+
+def test_a_name_on_the_hub_is_a_model_where_there_is_no_such_folder(tmp_path, monkeypatch):
+    asked = []
+
+    def snapshot(name, files, complete, **options):
+        asked.append((name, options["revision"]))
+        return tmp_path
+
+    monkeypatch.setattr(hub.sources, "snapshot", snapshot)
+    monkeypatch.chdir(tmp_path)
+    assert saved_model("me/faces") == tmp_path
+    assert saved_model("me/faces@v2") == tmp_path
+    assert asked == [("me/faces", None), ("me/faces", "v2")]
+    (tmp_path / "me" / "faces").mkdir(parents=True)
+    assert saved_model("me/faces") == Path("me/faces")
+    assert len(asked) == 2
+
+
+def test_a_model_that_is_neither_a_folder_nor_on_the_hub_is_a_sentence(tmp_path, monkeypatch):
+    monkeypatch.setattr(hub.sources, "snapshot", lambda *arguments, **options: None)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match="cannot find or download runs/absent, the model: there is no such folder"):
+        saved_model("runs/absent")

@@ -1,4 +1,4 @@
-"""The demo's sheet: generated faces in sections under titles, with their prompts, and the attribution."""
+"""A sheet of pictures in sections under titles, with their prompts, and a line of attribution."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -7,31 +7,33 @@ from PIL import Image
 from torch import Tensor
 
 from ldm_kit.viz import captions
-from ldm_kit.viz.grid import grid
+from ldm_kit.viz.grid import enlargement, grid
 
-COLUMNS, SCALE = 4, 4  # faces in a row; times that a pixel is repeated
+COLUMNS = 4  # pictures in a row
 
 
 @dataclass(frozen=True, eq=False)
 class Section:
-    """A section of the sheet: faces under one title, such as those for prompts that were seen in training."""
+    """A section of a sheet: pictures under one title, such as those for prompts that were seen in training."""
 
     title: str
     pictures: Tensor  # uint8 [N, C, R, R]
-    prompts: Sequence[str]  # the N prompts, which are printed below the pictures
+    prompts: Sequence[str] | None  # the N prompts, which are printed below the pictures; None: nothing is
 
 
 def sheet(sections: Sequence[Section], attribution: str) -> Image.Image:
-    """Lay out sections of faces below each other, each under its title, and a line of attribution below all.
+    """Lay out sections of pictures below each other, each under its title, and a line of attribution below all.
 
     Args:
         sections: at least one section, with at least one picture each, all of one shape.
-        attribution: who made the pictures that the model was trained on, and their licence.
+        attribution: who made the pictures that the model was trained on, and their licence; "": no such line.
     """
-    grids = [grid(one.pictures, COLUMNS, SCALE, captions=one.prompts) for one in sections]
+    grids = [
+        grid(one.pictures, COLUMNS, 2 * enlargement(one.pictures.shape[-1]), captions=one.prompts) for one in sections
+    ]
     width = max(image.width for image in grids)
     rows = [row for one, image in zip(sections, grids, strict=True) for row in (_line(one.title, width), image)]
-    return _stack([*rows, _line(attribution, width)], width)
+    return _stack([*rows, *([_line(attribution, width)] if attribution else [])], width)
 
 
 def _line(text: str, width: int) -> Image.Image:

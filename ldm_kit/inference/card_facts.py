@@ -1,0 +1,149 @@
+"""What a model card states of a run: networks, data, training, figures, all read from the run's folder."""
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Any
+
+from safetensors import safe_open
+
+from ldm_kit.config import UserError
+from ldm_kit.inference.evaluate_report import format_number
+from ldm_kit.methods import read_run
+from ldm_kit.methods.run_config import RunConfig, method_name
+from ldm_kit.models.folder import INDEX
+from ldm_kit.training.log import FILE
+
+KINDS = {
+    "latent": "a latent diffusion model",
+    "autoencoder": "an autoencoder, the first stage of latent diffusion",
+    "classifier": "a classifier of noisy pictures, for classifier guidance",
+    "diffae": "a diffusion autoencoder (DiffAE)",
+    "pdae": "a diffusion autoencoder on a frozen model (PDAE)",
+    "prior": "a prior of semantic codes",
+    "consistency": "a consistency model",
+}
+
+
+@dataclass(frozen=True)
+class Source:
+    """A built-in data set, as a model card names it."""
+
+    what: str
+    licence: str | None  # the Hub's name of the licence; None: a card's author states it
+    attribution: str = ""
+
+
+SOURCES = {
+    "faces": Source(
+        "built-in faces (ToonHead portraits with chosen attributes)",
+        "cc-by-4.0",
+        "Remix of ToonHead by Johan Melin (johanmelin.com), by way of DiceBear (dicebear.com), CC BY 4.0.",
+    ),
+    "openmoji": Source(
+        "OpenMoji's drawings", "cc-by-sa-4.0", "Pictures by OpenMoji (openmoji.org), CC BY-SA 4.0: share alike."
+    ),
+    "digits": Source("UCI's handwritten digits", "cc-by-4.0", "Optical Recognition of Handwritten Digits, UCI."),
+    "shapes": Source("built-in shapes, ray-cast scenes of one object", None),
+}
+
+
+@dataclass(frozen=True)
+class Facts:
+    """A finished run, as its folder describes it."""
+
+    run: Path
+    model: Path  # the finished model within it
+    config: RunConfig
+    method: str
+    diffusers_class: str | None  # class of plain diffusers that opens the model; None: there is none
+    parameters: dict[str, int]  # number of parameters by component
+    metrics: dict[str, float]  # held-out values of the last evaluation in training
+    evaluations: tuple[Mapping[str, Any], ...]  # results of `ldm-kit evaluate` in the run's folder
+    pictures: Path | None  # the last grid of samples or reconstructions
+
+    @property
+    def source(self) -> Source:
+        """The data set; a user's own pictures have no licence until the author states it."""
+        kind = getattr(self.config.data, "source", "")
+        return SOURCES.get(kind, Source(f"pictures of the author's own (data source `{kind}`)", None))
+
+
+def read_facts(path: Path) -> Facts:
+    """Read what a finished run's folder says of it.
+
+    Args:
+        path: the run's folder, or the model/ within it.
+
+    Raises:
+        UserError: it is no run, or the run has no finished model.
+    """
+    run = path.parent if path.name == "model" and (path.parent / "config.yaml").is_file() else path
+    if not (run / "config.yaml").is_file():
+        raise UserError(f"{path} is no run: it has no config.yaml, from which a model card says data and training")
+    if not (run / "model").is_dir():
+        raise UserError(f"the run in {run} has no finished model yet; `ldm-kit export {run}` makes one of a checkpoint")
+    config = read_run(run / "config.yaml")
+    return Facts(
+        run=run,
+        model=run / "model",
+        config=config,
+        method=method_name(config),
+        diffusers_class=_diffusers_class(run / "model"),
+        parameters=_parameters(run / "model"),
+        metrics=_metrics(run / FILE),
+        evaluations=tuple(_evaluations(run)),
+        pictures=_last_grid(run / "pictures"),
+    )
+
+
+def figure_rows(evaluation: Mapping[str, Any]) -> list[str]:
+    """Return rows of a Markdown table of an evaluation's values with their intervals."""
+    rows: list[str] = []
+    for name, figure in evaluation["measures"].items():
+        interval = figure.get("interval")
+        within = "-" if interval is None else f"[{', '.join(map(format_number, interval))}]"
+        rows.append(f"| {figure.get('title', name)} | {format_number(figure.get('value'))} | {within} |")
+    return rows
+
+
+def _diffusers_class(model: Path) -> str | None:
+    for name in (INDEX, "config.json"):
+        if (model / name).is_file():
+            kind = json.loads((model / name).read_text(encoding="utf-8")).get("_class_name", "")
+            return kind if isinstance(kind, str) and kind and not kind.startswith("ldm_kit.") else None
+    return None
+
+
+def _parameters(model: Path) -> dict[str, int]:
+    """Return the number of parameters of each component, from the headers of its safetensors files."""
+    counts: dict[str, int] = {}
+    for file in sorted(model.rglob("*.safetensors")):
+        name = file.parent.relative_to(model).as_posix()
+        with safe_open(file, "pt") as tensors:
+            count = sum(prod(tensors.get_slice(key).get_shape()) for key in tensors.keys())  # noqa: SIM118
+        counts[name] = counts.get(name, 0) + count
+    return counts
+
+
+def _metrics(path: Path) -> dict[str, float]:
+    """Return the held-out values of the last evaluation in metrics.jsonl; {} if there is none."""
+    if not path.is_file():
+        return {}
+    lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    evaluated = [line for line in lines if any(key.startswith("heldout_") for key in line)]
+    return {k: v for k, v in evaluated[-1].items() if k.startswith("heldout_") and v is not None} if evaluated else {}
+
+
+def _evaluations(run: Path) -> Iterator[Mapping[str, Any]]:
+    for path in sorted(run.glob("evaluation*.json")):
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if isinstance(content, dict) and isinstance(content.get("measures"), dict):
+            yield content
+
+
+def _last_grid(folder: Path) -> Path | None:
+    grids = sorted([*folder.glob("samples-*.png"), *folder.glob("reconstruction-*.png")])
+    return grids[-1] if grids else None
