@@ -11,7 +11,7 @@ from ldm_kit.data.folder import FolderConfig
 from ldm_kit.data.images import Split
 from ldm_kit.data.near_duplicates import find_leaks
 from ldm_kit.data.sources import load
-from ldm_kit.planning.expected import MEASURED, linear_psnr
+from ldm_kit.planning.expected import MEASURED, pca_psnr
 from ldm_kit.planning.pictures import FolderSummary
 from ldm_kit.planning.recipes import Recipe, Scale, recipes
 from ldm_kit.planning.stages import Tree, data_section
@@ -179,8 +179,7 @@ class _Planner:
         steps = (0 if recipe.in_pixels else first, second)
         psnr = None
         if not recipe.in_pixels:
-            linear = linear_psnr(data.train, recipe.factor)
-            psnr = MEASURED.range(linear, steps[0] * recipe.networks.batches[0])
+            psnr = MEASURED.range(pca_psnr(data.train), steps[0] * recipe.networks.batches[0])
         seconds = time.seconds(steps)
         notes = tuple(_notes(self.summary, recipe, times, minutes))
         return Plan(self.summary, recipe, data_section(self.summary, recipe), steps, seconds, psnr, time.disk, notes)

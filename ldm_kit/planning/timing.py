@@ -27,6 +27,8 @@ WARM = 3  # first steps, which are slower and not counted
 PICTURES = 64  # pictures of a short training
 EVALUATIONS = 2  # of each stage
 FORWARD = 1 / 3  # share of a step that a forward pass takes
+ENCODED = 0.06  # share of a step of stage 1 that encoding its batch takes, as measured (docs/results/plans.md)
+MEASURED = 50_000  # most training pictures that stage 1 encodes at its end, to normalise the latents
 
 
 @dataclass(frozen=True)
@@ -71,9 +73,10 @@ class RecipeTime:
         second += EVALUATIONS * (measured + samples) * forward
         if self.first is None:
             return 0.0, second
-        picture = self.first.step * FORWARD / self.recipe.networks.batches[0]  # encoded and decoded
-        first = self.opening + self.first.fixed + self.first.step * steps[0] + EVALUATIONS * (measured + 32) * picture
-        return first, second + picture * ((train + heldout) / 2 + EVALUATIONS * 8)
+        picture = self.first.step / self.recipe.networks.batches[0]
+        first = self.opening + self.first.fixed + self.first.step * steps[0]
+        first += picture * (FORWARD * EVALUATIONS * (measured + 32) + ENCODED * min(train, MEASURED))
+        return first, second + picture * (ENCODED * (train + heldout) + FORWARD * EVALUATIONS * 8)
 
     @property
     def disk(self) -> int:

@@ -12,7 +12,7 @@ from ldm_kit.planning import plan as planning
 from ldm_kit.planning.expected import MEASURED
 from ldm_kit.planning.pictures import FolderSummary
 from ldm_kit.planning.plan import MOST, check_target, describe, make_plan
-from ldm_kit.planning.timing import RecipeTime, StageTime
+from ldm_kit.planning.timing import ENCODED, RecipeTime, StageTime
 from tests.planning.folders import timed as timed
 
 SUMMARY = FolderSummary(Path("pictures"), 1000, 64, 64, 64, 0.0, (), 0, False, 0.0)
@@ -25,7 +25,7 @@ def few_pictures(monkeypatch):
         return from_tensor(x, heldout=0.1)
 
     monkeypatch.setattr(planning, "load", load)
-    monkeypatch.setattr(planning, "linear_psnr", lambda pictures, factor: 20.0)
+    monkeypatch.setattr(planning, "pca_psnr", lambda pictures: 20.0)
 
 
 @pytest.mark.parametrize(
@@ -112,8 +112,9 @@ def test_seconds_grow_with_steps_and_pictures():
     recipe = planning.recipes(SUMMARY)[0]
     few = RecipeTime(recipe, (100, 10), 2.0, 3.0, stage, stage)
     more = replace(few, pictures=(100_100, 10))
-    assert more.seconds((10, 10))[0] == few.seconds((10, 10))[0]
-    encoded = 0.6 / 3 / recipe.networks.batches[0] / 2  # a forward pass is a third of a step, the encoder half of it
-    assert more.seconds((0, 0))[1] - few.seconds((0, 0))[1] == pytest.approx(100_000 * encoded)
+    encoded = 0.6 / recipe.networks.batches[0] * ENCODED
+    first, second = (late - early for late, early in zip(more.seconds((0, 0)), few.seconds((0, 0)), strict=True))
+    assert first == pytest.approx((50_000 - 100) * encoded)
+    assert second == pytest.approx(100_000 * encoded)
     assert few.seconds((20, 10))[0] - few.seconds((10, 10))[0] == pytest.approx(6)
     assert few.of_steps((10, 10)) == pytest.approx(12)
