@@ -280,10 +280,13 @@ def test_public_names_have_docstrings_that_name_their_arguments(package, name):
 
 
 def described_beside(value: type | object) -> str:
-    """What stands in the docstring of a class's constructor, and in comments beside its fields."""
+    """What stands in the docstring of a class's constructor, and in comments beside its own and inherited fields."""
     if not inspect.isclass(value):
         return ""
-    fields = re.findall(r"^    (\w+): .*#", inspect.getsource(value), re.MULTILINE)
+    ours = [
+        kind for kind in value.__mro__ if kind.__module__.split(".")[0] in ("ldm_kit", "autoencoder", "conditioning")
+    ]
+    fields = [name for kind in ours for name in re.findall(r"^    (\w+): .*#", inspect.getsource(kind), re.MULTILINE)]
     return "\n".join(["", inspect.getdoc(value.__init__) or "", *fields])
 
 

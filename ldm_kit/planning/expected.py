@@ -65,7 +65,7 @@ def pca_psnr(pictures: PictureSet, components: int = COMPONENTS) -> float:
     mean = x[~measured].mean(0)
     fitted, rest = x[~measured] - mean, x[measured] - mean
     values, vectors = torch.linalg.eigh(fitted @ fitted.T)  # as many as pictures, which are fewer than pixels
-    kept = values[-components:].clamp_min(1e-6).sqrt()
-    directions = fitted.T @ vectors[:, -components:] / kept
+    scales = values[-components:].clamp_min(1e-6).sqrt()
+    directions = fitted.T @ vectors[:, -components:] / scales
     error = (rest - rest @ directions @ directions.T).square().mean()
     return float(10 * torch.log10(4 / error.clamp_min(1e-10)))  # pictures are in [-1, 1]

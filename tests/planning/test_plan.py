@@ -98,7 +98,7 @@ def test_either_minutes_or_a_quality(minutes, quality):
 
 
 def test_too_little_time_says_how_much_it_takes(timed):
-    with pytest.raises(UserError, match=r"^0\.2 minutes are too few for pictures .*; expected at least 0\.7$"):
+    with pytest.raises(UserError, match=r"^0\.2 minutes are too few for pictures .*; expected at least 0\.6$"):
         make_plan(SUMMARY, 0.2, None)
 
 
