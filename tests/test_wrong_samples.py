@@ -234,7 +234,11 @@ FOLDERS = [  # (what is done to a copy of the text model, what the sentence says
     (_set("model_index.json", unet=["my_code", "UNet2DConditionModel"]), "unet is .*my_code.*; no other code is run"),
     (_set("model_index.json", vae=["os", "system"]), "vae is .*os.*; no other code is run"),
     (_set("model_index.json", text_encoder=["transformers", "T5EncoderModel"]), "T5EncoderModel.*, expected"),
-    (_set("model_index.json", text_encoder_2=["transformers", "CLIPTextModel"]), "has a part 'text_encoder_2'"),
+    (
+        _set("model_index.json", text_encoder_2=["transformers", "CLIPTextModel"]),
+        "its folder text_encoder_2 is missing",
+    ),
+    (_set("model_index.json", text_encoder_5=["transformers", "CLIPTextModel"]), "has a part 'text_encoder_5'"),
     (_set("model_index.json", unet=None), "names no unet"),
     (_set("model_index.json", scheduler=[None, None]), "names no scheduler"),
     (_set("text_encoder/config.json", auto_map={"AutoModel": "evil.Model"}), "code of its own .auto_map."),

@@ -84,7 +84,7 @@ def test_the_sheet_has_every_picture_below_its_title_and_ends_with_the_attributi
     def red(image: Image.Image) -> int:
         return int((np.asarray(image) == (255, 0, 0)).all(-1).sum())
 
-    assert red(two) == 2 * red(one) == 2 * len(pictures) * (32 * 4) ** 2
+    assert red(two) == 2 * red(one) == 2 * len(pictures) * (32 * 6) ** 2
     without = sheet([Section("0", pictures, prompts)], "")
     assert one.height > without.height or one.tobytes() != without.tobytes()
 

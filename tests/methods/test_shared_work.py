@@ -180,7 +180,7 @@ def several(call):
             return {"loss": work.run(partial(call, 0), f"evaluation {step}")}
 
         log = Log.__new__(Log)
-        log.print, log.write, log.first = warnings.append, lambda *_: None, -1
+        log.print, log.write, log.first, log.main = warnings.append, lambda *_: None, -1, False
         metrics.extend(log.evaluate(step, evaluate) for step in range(3))
         return len(metrics)
 
