@@ -36,6 +36,9 @@ def unknown_attributes(reference: Reference, count: int) -> dict[str, str]:
     if not _learnable(data):
         reason = f"no attribute of the reference {reference.name} has two pictures with a value, and two without"
         return dict.fromkeys((*CODES, *EDITS), reason)
+    if len(data.columns) == 1:  # every vote is for the only factor
+        reason = f"the reference {reference.name} has one attribute, of which any code reaches 1; expected two or more"
+        reasons["factor_vae_score"] = reason
     if data.built_in is None:
         reason = f"the reference {reference.name} cannot render edits; expected faces, shapes or openmoji"
         reasons |= dict.fromkeys(EDITS, reason)

@@ -231,6 +231,8 @@ def _open_perceptual(text: str, device: torch.device) -> tuple[Perceptual | None
     except ValueError:
         raise UserError(f"--perceptual is {text!r:.80}; expected lpips, or timm:NAME with @PATH or @package:PACKAGE") \
             from None  # fmt: skip
+    if spec == "none":
+        return None, "--perceptual is none"
     try:
         return Perceptual(config).to(device), ""
     except AutoencoderError as error:

@@ -3,6 +3,7 @@
 import json
 import math
 import statistics
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -59,6 +60,11 @@ def labelled(count: int = 30) -> Split:
     records = [Record(f"{i:03d}", "", i % 3, {"parity": str(i // 3 % 2), "name": f"picture {i}"}) for i in range(count)]
     pictures = InMemory(records, VALUES, pixels, "labelled")
     return Split(pictures, pictures, None)
+
+
+def without_fields(pictures: InMemory) -> InMemory:
+    """Return the pictures with their classes alone."""
+    return replace(pictures, records=[replace(record, fields={}) for record in pictures.records])
 
 
 @pytest.fixture(scope="module")
@@ -196,6 +202,10 @@ def test_classes_and_attributes_of_a_folder_are_probed_and_its_edits_refused(mod
     assert probes == pytest.approx(CodeMeasures.of(SemanticModel.load(models[0]), data).learn().probes())
     with pytest.raises(UserError, match="--measures edit_right: the reference given pictures cannot render edits"):
         evaluate(models[0], data=split, measures="edit_right", **QUICK)
+    single = split._replace(train=without_fields(split.train), heldout=without_fields(split.heldout))
+    assert "factor_vae_score" not in prepare(models[0], EvaluationRequest(**QUICK), data=single).names
+    with pytest.raises(UserError, match=r"--measures factor_vae_score: .* has one attribute, of which any"):
+        evaluate(models[0], data=single, measures="factor_vae_score,mig", **QUICK)
     plain = prepare(models[0], EvaluationRequest(**QUICK), data=split_of(large(9)))
     assert not {*CODES.split(",")} & {*plain.names}
 
@@ -324,6 +334,7 @@ def test_mistakes_are_one_sentence_before_anything_is_decoded(models, shapes, wo
         ({"encode_steps": 999}, "--encode_steps 999: "),
         ({"perceptual": "vgg"}, "--perceptual is 'vgg'; expected lpips, or timm:NAME"),
         ({"measures": "perceptual", "perceptual": "timm:resnet18@/nowhere"}, "--measures perceptual: "),
+        ({"measures": "perceptual", "perceptual": "none"}, "--measures perceptual: --perceptual is none"),
         ({"data": split_of(noise(6))}, "8 px and 3 channels, but those that are judged have 16 px"),
         ({"seed": 2**64 - 1}, "--seed is"),
     ]
