@@ -7,13 +7,10 @@ import torch
 from torch import Tensor
 
 from benchmarks.claims.judge import pixels_of
-from benchmarks.claims.paper_judge import features_of
+from benchmarks.claims.paper_judge import Judge
 from ldm_kit.data.factors import known_factors
-from ldm_kit.data.images import Split
 from ldm_kit.data.sources import DataConfig, load
-from ldm_kit.metrics.factor_reader import FactorReader, ReaderConfig
-from ldm_kit.metrics.fidelity import frechet
-from ldm_kit.metrics.neighbourhoods import precision_recall
+from ldm_kit.metrics.factor_reader import ReaderConfig
 from ldm_kit.models.factor_readers import factor_labels, factor_reader
 
 READER = ReaderConfig(width=8, epochs=10, count=3000)
@@ -21,27 +18,14 @@ COLOURS = ("floor", "wall", "object")  # factors that share their values: a capt
 
 
 @dataclass(frozen=True, eq=False)
-class FactorJudge:
-    """A reader of factors, and the held-out pictures with which generated pictures are compared.
-
-    Attributes:
-        reader: predicts each factor's value.
-        split: the data set; its held-out pictures are the reference.
-        labels: int64 [N, F], each held-out picture's values of the reader's factors.
-        features: float64 [N, D], features of the held-out pictures.
-    """
-
-    reader: FactorReader
-    split: Split
-    labels: Tensor
-    features: Tensor
+class FactorJudge(Judge):
+    """A reader of factors as the judge of generated pictures; its labels are a value of each factor."""
 
     @classmethod
     def open(cls, data: DataConfig) -> "FactorJudge":
         """Load a data set, and train a reader of its factors, or load it from the cache."""
         split = load(data)
-        reader, labels = factor_reader(data, split, READER), factor_labels(known_factors(split.heldout))
-        return cls(reader, split, labels, features_of(reader, pixels_of(split.heldout)))
+        return cls.of(factor_reader(data, split, READER), split, factor_labels(known_factors(split.heldout)))
 
     @property
     def accuracy(self) -> dict[str, float]:
@@ -53,15 +37,6 @@ class FactorJudge:
         """Return `count` captions, those of the held-out pictures in turn."""
         records = self.split.heldout.records
         return [records[i % len(records)].text for i in range(count)]
-
-    def distances(self, pictures: Tensor) -> dict[str, float]:
-        """Return the measures of pictures, uint8 [N, C, R, R], that need no prompt.
-
-        distance: Fréchet distance of the features to the held-out pictures'; precision and recall.
-        """
-        features = features_of(self.reader, pictures)
-        precision, recall = precision_recall(features, self.features)
-        return {"distance": frechet(features, self.features), "precision": precision, "recall": recall}
 
     def fidelity(self, pictures: Tensor, factors: Sequence[str] = COLOURS) -> dict[str, float]:
         """Return how pictures, uint8 [N, C, R, R], fit `prompts(N)`; all pictures show all factors.

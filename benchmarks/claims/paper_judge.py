@@ -6,6 +6,7 @@ is the held-out ones. Distances of such features compare rows of one page, and n
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -22,13 +23,13 @@ READER = ReaderConfig(width=8, epochs=30, noise=0.1)
 
 
 @dataclass(frozen=True, eq=False)
-class PictureJudge:
-    """A classifier of digits, and the held-out pictures with which generated pictures are compared.
+class Judge:
+    """A classifier, and the held-out pictures with which generated pictures are compared.
 
     Attributes:
         reader: the classifier.
         split: the data set; its held-out pictures are the reference.
-        labels: int64 [N], each held-out picture's class.
+        labels: int64 [N] or [N, F], what the held-out pictures show: classes, or a value of each factor.
         features: float64 [N, D], features of the held-out pictures.
     """
 
@@ -38,11 +39,29 @@ class PictureJudge:
     features: Tensor
 
     @classmethod
+    def of(cls, reader: FactorReader, split: Split, labels: Tensor) -> Self:
+        """Compute the features of the held-out pictures."""
+        return cls(reader, split, labels, features_of(reader, pixels_of(split.heldout)))
+
+    def distances(self, pictures: Tensor) -> dict[str, float]:
+        """Return the measures of pictures, uint8 [N, C, R, R], that need no prompt.
+
+        distance: Fréchet distance of the features to the held-out pictures'; precision and recall.
+        """
+        features = features_of(self.reader, pictures)
+        precision, recall = precision_recall(features, self.features)
+        return {"distance": frechet(features, self.features), "precision": precision, "recall": recall}
+
+
+@dataclass(frozen=True, eq=False)
+class PictureJudge(Judge):
+    """A classifier of digits as the judge of generated ones; its labels are classes."""
+
+    @classmethod
     def open(cls, data: DataConfig) -> "PictureJudge":
         """Load a data set, and train a reader of its classes on the training pictures."""
         split = load(data)
-        reader, labels = class_reader(split.train), labels_of(split.heldout)
-        return cls(reader, split, labels, features_of(reader, pixels_of(split.heldout)))
+        return cls.of(class_reader(split.train), split, labels_of(split.heldout))
 
     @property
     def accuracy(self) -> float:
@@ -60,13 +79,9 @@ class PictureJudge:
     def figures(self, pictures: Tensor) -> dict[str, float]:
         """Return the measures of pictures, uint8 [N, C, R, R], generated for `classes(N)`, by name.
 
-        distance: Fréchet distance of the features to the held-out pictures'; precision, recall; right: share of the
-        pictures that are read as the class asked for.
+        Those of `distances`, and right: share of the pictures that are read as the class asked for.
         """
-        features = features_of(self.reader, pictures)
-        precision, recall = precision_recall(features, self.features)
-        distance, right = frechet(features, self.features), self.right(pictures)
-        return {"distance": distance, "precision": precision, "recall": recall, "right": right}
+        return {**self.distances(pictures), "right": self.right(pictures)}
 
 
 def class_reader(pictures: PictureSet) -> FactorReader:

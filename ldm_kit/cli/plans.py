@@ -1,13 +1,13 @@
 """The commands `ldm-kit new`, which plans both trainings for a folder of pictures, and `ldm-kit train`."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
 
 from ldm_kit.cli.errors import cli_errors
+from ldm_kit.planning.target import Quality, check_target
 
-Quality = Literal["draft", "good", "best"]
 Pictures = Annotated[
     Path, typer.Argument(help="a folder of pictures, with captions, with one sub-folder per class, or plain")
 ]
@@ -25,11 +25,11 @@ def new(
     Example: ldm-kit new my_pictures --minutes 30, and then ldm-kit train my_pictures
     """
     with cli_errors():
+        check_target(minutes, quality)  # before the slow imports
         from ldm_kit.planning.files import check_new, plan_folder, write_plan
         from ldm_kit.planning.pictures import summarise_folder
-        from ldm_kit.planning.plan import check_target, describe, make_plan
+        from ldm_kit.planning.plan import describe, make_plan
 
-        check_target(minutes, quality)
         target = plan_folder(folder) if out is None else out
         check_new(target)
         summary = summarise_folder(folder)

@@ -96,7 +96,7 @@ def _data(facts: Facts, name: str) -> list[str]:
     lines = ["## Data", "", f"Trained on {source.what}."]
     if source.attribution:
         lines.append(source.attribution)
-    elif source.licence is None and getattr(facts.config.data, "source", "") != "shapes":
+    if source.licence is None:
         lines.append("The licence of the pictures is not recorded in the run; whoever publishes this model states it.")
     return lines
 

@@ -10,11 +10,17 @@ from typing import Any
 from safetensors import safe_open
 
 from ldm_kit.config import UserError
+from ldm_kit.data.digits import DigitsConfig
+from ldm_kit.data.faces.dataset import ATTRIBUTION as FACES
+from ldm_kit.data.faces.dataset import FacesConfig
+from ldm_kit.data.openmoji.dataset import ATTRIBUTION as OPENMOJI
+from ldm_kit.data.openmoji.dataset import OpenMojiConfig
+from ldm_kit.data.shapes.dataset import ShapesConfig
 from ldm_kit.inference.evaluate_report import format_number
 from ldm_kit.methods import read_run
 from ldm_kit.methods.run_config import RunConfig, method_name
 from ldm_kit.models.folder import INDEX
-from ldm_kit.training.log import FILE
+from ldm_kit.training.log import FILE, last_evaluation
 
 KINDS = {
     "latent": "a latent diffusion model",
@@ -29,25 +35,26 @@ KINDS = {
 
 @dataclass(frozen=True)
 class Source:
-    """A built-in data set, as a model card names it."""
+    """A data set, as a model card names it."""
 
     what: str
-    licence: str | None  # the Hub's name of the licence; None: a card's author states it
+    licence: str | None  # the Hub's name of the licence; None: not known to the kit
     attribution: str = ""
 
 
-SOURCES = {
-    "faces": Source(
-        "built-in faces (ToonHead portraits with chosen attributes)",
-        "cc-by-4.0",
-        "Remix of ToonHead by Johan Melin (johanmelin.com), by way of DiceBear (dicebear.com), CC BY 4.0.",
-    ),
-    "openmoji": Source(
-        "OpenMoji's drawings", "cc-by-sa-4.0", "Pictures by OpenMoji (openmoji.org), CC BY-SA 4.0: share alike."
-    ),
-    "digits": Source("UCI's handwritten digits", "cc-by-4.0", "Optical Recognition of Handwritten Digits, UCI."),
-    "shapes": Source("built-in shapes, ray-cast scenes of one object", None),
-}
+def source_of(data: Any) -> Source:
+    """Return what a model card says of the data section of a run's config; a user's own pictures have no licence."""
+    match data:
+        case FacesConfig():
+            return Source("the built-in faces", "cc-by-4.0", FACES)
+        case OpenMojiConfig():
+            return Source("OpenMoji's drawings", "cc-by-sa-4.0", OPENMOJI)
+        case ShapesConfig():
+            return Source("the built-in shapes, which the kit renders", "apache-2.0")
+        case DigitsConfig():
+            return Source(f"hand-written digits ({data.name})", None)
+        case _:
+            return Source(f"pictures of the author's own (data source `{data.source}`)", None)
 
 
 @dataclass(frozen=True)
@@ -66,9 +73,8 @@ class Facts:
 
     @property
     def source(self) -> Source:
-        """The data set; a user's own pictures have no licence until the author states it."""
-        kind = getattr(self.config.data, "source", "")
-        return SOURCES.get(kind, Source(f"pictures of the author's own (data source `{kind}`)", None))
+        """The data set."""
+        return source_of(self.config.data)
 
 
 def read_facts(path: Path) -> Facts:
@@ -93,7 +99,7 @@ def read_facts(path: Path) -> Facts:
         method=method_name(config),
         diffusers_class=_diffusers_class(run / "model"),
         parameters=_parameters(run / "model"),
-        metrics=_metrics(run / FILE),
+        metrics=last_evaluation(run / FILE),
         evaluations=tuple(_evaluations(run)),
         pictures=_last_grid(run / "pictures"),
     )
@@ -126,15 +132,6 @@ def _parameters(model: Path) -> dict[str, int]:
             count = sum(prod(tensors.get_slice(key).get_shape()) for key in tensors.keys())  # noqa: SIM118
         counts[name] = counts.get(name, 0) + count
     return counts
-
-
-def _metrics(path: Path) -> dict[str, float]:
-    """Return the held-out values of the last evaluation in metrics.jsonl; {} if there is none."""
-    if not path.is_file():
-        return {}
-    lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-    evaluated = [line for line in lines if any(key.startswith("heldout_") for key in line)]
-    return {k: v for k, v in evaluated[-1].items() if k.startswith("heldout_") and v is not None} if evaluated else {}
 
 
 def _evaluations(run: Path) -> Iterator[Mapping[str, Any]]:

@@ -61,7 +61,8 @@ def _partial_conditions(
     """
     scales = list(options.guidance_scales or [options.guidance_scale] * max(1, pipeline.conditioner.drops))
     needed = [k for k, scale in enumerate(scales) if (k == 0 or scales[k - 1] != scale) and (k > 0 or scale != 1)]
-    given, null = (pipeline.conditioner.prepare(each) for each in (prompts, [negative] * len(prompts)))
+    null = pipeline.conditioner.prepare([negative] * len(prompts))
+    given = pipeline.conditioner.prepare(prompts) if any(needed) else null  # an encoder may run here
     partial = []
     for count in needed:
         dropped = torch.arange(len(scales)) >= count

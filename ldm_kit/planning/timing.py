@@ -13,22 +13,33 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ldm_kit.data.images import PictureSet, Split, subset
+import torch
+
+from autoencoder.base import encode
+from ldm_kit.data.images import PictureSet, Split, subset, to_unit
 from ldm_kit.data.near_duplicates import find_leaks
-from ldm_kit.methods import check_run
+from ldm_kit.methods.autoencoder import MOST
 from ldm_kit.methods.conditions import Conditions
+from ldm_kit.methods.inputs import FirstStage
 from ldm_kit.methods.latent_config import LatentRun
-from ldm_kit.methods.train import train
+from ldm_kit.methods.train import resolve_config, train
+from ldm_kit.models.folder import device_named
 from ldm_kit.planning.recipes import Recipe
-from ldm_kit.planning.stages import Tree, first_stage, second_stage
+from ldm_kit.planning.stages import (
+    EVALUATIONS,
+    HELDOUT,
+    RECONSTRUCTED,
+    SAMPLE_STEPS,
+    SAMPLED,
+    Tree,
+    first_stage,
+    second_stage,
+)
 from ldm_kit.training.log import FILE
 
 WARM = 3  # first steps, which are slower and not counted
 PICTURES = 64  # pictures of a short training
-EVALUATIONS = 2  # of each stage
 FORWARD = 1 / 3  # share of a step that a forward pass takes
-ENCODED = 0.06  # share of a step of stage 1 that encoding its batch takes, as measured (docs/results/plans.md)
-MEASURED = 50_000  # most training pictures that stage 1 encodes at its end, to normalise the latents
 
 
 @dataclass(frozen=True)
@@ -51,6 +62,7 @@ class RecipeTime:
     pictures: tuple[int, int]  # training and held-out pictures
     opening: float  # reading the folder and looking for near-duplicates, at the start of each stage
     captions: float  # preparing all captions
+    encoded: float  # encoding a picture to latents; 0 without a first stage
     first: StageTime | None
     second: StageTime
 
@@ -66,17 +78,17 @@ class RecipeTime:
     def seconds(self, steps: tuple[int, int]) -> tuple[float, float]:
         """Return the seconds of each stage, for its number of steps."""
         train, heldout = self.pictures
-        measured = min(heldout, 1000)
+        measured = min(heldout, HELDOUT)
         forward = self.second.step * FORWARD / self.recipe.networks.batches[1]
-        samples = 16 * 15 * (1 if self.recipe.condition == "none" else 2)
+        samples = SAMPLED * SAMPLE_STEPS * (1 if self.recipe.condition == "none" else 2)
         second = self.opening + self.captions + self.second.fixed + self.second.step * steps[1]
         second += EVALUATIONS * (measured + samples) * forward
         if self.first is None:
             return 0.0, second
-        picture = self.first.step / self.recipe.networks.batches[0]
-        first = self.opening + self.first.fixed + self.first.step * steps[0]
-        first += picture * (FORWARD * EVALUATIONS * (measured + 32) + ENCODED * min(train, MEASURED))
-        return first, second + picture * (ENCODED * (train + heldout) + FORWARD * EVALUATIONS * 8)
+        forward = self.first.step * FORWARD / self.recipe.networks.batches[0]  # encoded and decoded
+        first = self.opening + self.first.fixed + self.first.step * steps[0] + self.encoded * min(train, MOST)
+        first += EVALUATIONS * (measured + RECONSTRUCTED) * forward
+        return first, second + self.encoded * (train + heldout) + EVALUATIONS * SAMPLED * forward
 
     @property
     def disk(self) -> int:
@@ -108,9 +120,12 @@ def time_recipe(recipe: Recipe, load: Callable[[], Split], section: Tree, steps:
         ae = None if recipe.in_pixels else str(folder / "ae")
         first = None if ae is None else _time(_short(first_stage(recipe, section, ae, steps)), few)
         tree = _short(second_stage(recipe, section, str(folder / "ldm"), steps, ae))
-        second = _time({**tree, "latents": str(folder / "latents")}, few)
+        tree = {**tree, "latents": str(folder / "latents")}
+        second = _time(tree, few)
+        config: Any = resolve_config(tree, data=few)
+        encoded, captions = _encode_seconds(config, few.train), _caption_seconds(config, few)
     pictures = len(data.train), len(data.heldout)
-    return RecipeTime(recipe, pictures, opening, _caption_seconds(tree, few) * sum(pictures), first, second)
+    return RecipeTime(recipe, pictures, opening, captions * sum(pictures), encoded, first, second)
 
 
 def _short(tree: Tree) -> Tree:
@@ -132,10 +147,21 @@ def _time(tree: Tree, data: Split) -> StageTime:
     return StageTime(statistics.median(spent[WARM:] or spent), max(0.0, whole - math.fsum(spent)), disk)
 
 
-def _caption_seconds(tree: Tree, few: Split) -> float:
+@torch.no_grad()
+def _encode_seconds(config: LatentRun, pictures: PictureSet) -> float:
+    """Return the seconds that encoding a picture takes, measured with a few; 0 without a first stage."""
+    stage = FirstStage.open(config, pictures, device_named(None))
+    if stage.vae is None:
+        return 0.0
+    x = to_unit(pictures.pictures(range(len(pictures)))).to(stage.device)
+    encode(stage.vae, x)
+    began = time.monotonic()
+    encode(stage.vae, x)[0].cpu()  # waits for a GPU
+    return (time.monotonic() - began) / len(x)
+
+
+def _caption_seconds(config: LatentRun, few: Split) -> float:
     """Return the seconds that preparing a caption takes, measured with a few; a first call opens the encoder."""
-    config: Any = check_run({**tree, "data": {"source": "given", **_shape(few)}}, "plan")
-    assert isinstance(config, LatentRun)
     conditions = Conditions.open(config.condition, few)
     conditioner = conditions.build(config.unet.time_width)
     with _silent():
@@ -143,10 +169,6 @@ def _caption_seconds(tree: Tree, few: Split) -> float:
         began = time.monotonic()
         conditioner.prepare(conditions.train)
     return (time.monotonic() - began) / len(few.train)
-
-
-def _shape(data: Split) -> dict[str, int]:
-    return {"resolution": data.train.resolution, "channels": data.train.channels}
 
 
 def _few(pictures: PictureSet) -> PictureSet:

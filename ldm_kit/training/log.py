@@ -206,6 +206,19 @@ def logged_keys(path: Path, step: int) -> set[str]:
     return {key for line in map(_parsed, lines) if line.get("step") == step for key in line}
 
 
+def last_evaluation(path: Path) -> dict[str, float]:
+    """Return the held-out values of the last evaluation in a metrics.jsonl, by name; {} if there is none."""
+    try:
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return {}
+    for line in map(_parsed, reversed(lines)):
+        values = {key: value for key, value in line.items() if key.startswith("heldout_") and value is not None}
+        if values:
+            return values
+    return {}
+
+
 def cut_metrics(path: Path, step: int) -> None:
     """Remove the lines for steps after `step` from a metrics.jsonl; the resumed run writes them again."""
     if not path.exists():

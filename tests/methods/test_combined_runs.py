@@ -14,17 +14,13 @@ from ldm_kit.models.pipeline import Pipeline
 from tests.training.helpers import STAGE_2, TEXT, picture_folder, play, reset, settings
 from tests.world import through
 
-pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # diffusers on numpy 2
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning"),  # diffusers on numpy 2
+    pytest.mark.usefixtures("own_cache"),
+]
 TEXT_ALONE, CLASS = TEXT["condition"], {"kind": "class", "width": 16}
 TREE = {**STAGE_2, "unet": {**STAGE_2["unet"], "dropout": 0.0}, "condition": [TEXT_ALONE, CLASS]}
 PROMPTS = ["a thing of kind 1 || b", "a thing of kind 4 || c"]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def cache(tmp_path_factory):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("LDM_KIT_CACHE", str(tmp_path_factory.mktemp("cache")))
-        yield
 
 
 @pytest.fixture(scope="module")

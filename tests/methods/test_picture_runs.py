@@ -18,18 +18,14 @@ from ldm_kit.models.pipeline import Pipeline
 from ldm_kit.nets.apply import apply_unet
 from tests.training.helpers import STAGE_2, TEXT, picture_folder, play, reset, settings
 
-pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # diffusers on numpy 2
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning"),  # diffusers on numpy 2
+    pytest.mark.usefixtures("own_cache"),
+]
 INPAINT, SMALL = {"kind": "inpainting"}, {"kind": "super_resolution", "factor": 4}
 PLAIN = {**STAGE_2, "unet": {**STAGE_2["unet"], "dropout": 0.0}}
 EXACT = ("train.attention=sdpa", "train.channels_last=false")
 HELD = {**STAGE_2["data"], "heldout": 0.3}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def cache(tmp_path_factory):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("LDM_KIT_CACHE", str(tmp_path_factory.mktemp("cache")))
-        yield
 
 
 @pytest.fixture(scope="module")

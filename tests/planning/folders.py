@@ -38,7 +38,7 @@ def timed(monkeypatch: pytest.MonkeyPatch) -> list[Recipe]:
     def time_recipe(recipe: Recipe, load: object, section: object) -> RecipeTime:
         every.append(recipe)
         first = None if recipe.in_pixels else StageTime(recipe.cost, 5.0, 10**6)
-        return RecipeTime(recipe, (900, 100), 2.0, 3.0, first, StageTime(recipe.cost / 2, 5.0, 10**6))
+        return RecipeTime(recipe, (900, 100), 2.0, 3.0, 0.01, first, StageTime(recipe.cost / 2, 5.0, 10**6))
 
     monkeypatch.setattr(plan, "time_recipe", time_recipe)
     return every

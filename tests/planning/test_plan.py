@@ -11,8 +11,9 @@ from ldm_kit.data.tensors import from_tensor
 from ldm_kit.planning import plan as planning
 from ldm_kit.planning.expected import MEASURED
 from ldm_kit.planning.pictures import FolderSummary
-from ldm_kit.planning.plan import MOST, check_target, describe, make_plan
-from ldm_kit.planning.timing import ENCODED, RecipeTime, StageTime
+from ldm_kit.planning.plan import MOST, describe, make_plan
+from ldm_kit.planning.target import check_target
+from ldm_kit.planning.timing import RecipeTime, StageTime
 from tests.planning.folders import timed as timed
 
 SUMMARY = FolderSummary(Path("pictures"), 1000, 64, 64, 64, 0.0, (), 0, False, 0.0)
@@ -98,7 +99,7 @@ def test_either_minutes_or_a_quality(minutes, quality):
 
 
 def test_too_little_time_says_how_much_it_takes(timed):
-    with pytest.raises(UserError, match=r"^0\.2 minutes are too few for pictures .*; expected at least 0\.6$"):
+    with pytest.raises(UserError, match=r"^0\.2 minutes are too few for pictures .*; expected at least 0\.9$"):
         make_plan(SUMMARY, 0.2, None)
 
 
@@ -110,11 +111,10 @@ def test_too_few_pictures(timed):
 def test_seconds_grow_with_steps_and_pictures():
     stage = StageTime(0.6, 5.0, 0)
     recipe = planning.recipes(SUMMARY)[0]
-    few = RecipeTime(recipe, (100, 10), 2.0, 3.0, stage, stage)
+    few = RecipeTime(recipe, (100, 10), 2.0, 3.0, 0.01, stage, stage)
     more = replace(few, pictures=(100_100, 10))
-    encoded = 0.6 / recipe.networks.batches[0] * ENCODED
     first, second = (late - early for late, early in zip(more.seconds((0, 0)), few.seconds((0, 0)), strict=True))
-    assert first == pytest.approx((50_000 - 100) * encoded)
-    assert second == pytest.approx(100_000 * encoded)
+    assert first == pytest.approx((50_000 - 100) * 0.01)
+    assert second == pytest.approx(100_000 * 0.01)
     assert few.seconds((20, 10))[0] - few.seconds((10, 10))[0] == pytest.approx(6)
     assert few.of_steps((10, 10)) == pytest.approx(12)

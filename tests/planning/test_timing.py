@@ -23,7 +23,7 @@ def test_short_trainings_leave_nothing_behind_and_measure_both_stages(tmp_path, 
     time = time_recipe(recipe, partial(load, FolderConfig(**section)), section, steps=5)
     assert time.first is not None
     assert sum(time.pictures) == 20
-    assert min(time.first.step, time.second.step, time.captions + 1e-9) > 0
+    assert min(time.first.step, time.second.step, time.encoded, time.captions + 1e-9) > 0
     assert time.disk > time.first.disk + time.second.disk > 10_000
     assert [*temporary.iterdir()] == []
     assert {path.name for path in tmp_path.iterdir()} == {"temporary", "photos"}

@@ -3,7 +3,7 @@ import json
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from ldm_kit.training.log import Log, LogConfig
+from ldm_kit.training.log import Log, LogConfig, last_evaluation
 from tests.training.helpers import CLASSIFIER, picture_folder, play, settings
 from tests.training.toy import Numbers, Toy, trainer
 
@@ -59,3 +59,13 @@ def test_tensorboard_drops_the_steps_that_are_made_again(tmp_path):
     logged("latest", 2, (2, 2.5))
     events = EventAccumulator(str(tmp_path / "run" / "tensorboard")).Reload()
     assert [(event.step, event.value) for event in events.Scalars("loss")] == [(1, 1.0), (2, 2.5)]
+
+
+def test_the_last_evaluation_is_read_whatever_follows_it(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    assert last_evaluation(path) == {}
+    lines = ['{"step": 1, "heldout_loss": 0.5, "heldout_psnr": 20.0}', '{"step": 2, "heldout_loss": 0.25, "lr": 0.1}']
+    path.write_text(
+        "\n".join([*lines, '{"step": 3, "heldout_loss": null}', '{"step": 3, "lr": 0.1}', '{"step": 4, "he'])
+    )
+    assert last_evaluation(path) == {"heldout_loss": 0.25}
