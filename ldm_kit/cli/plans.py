@@ -51,8 +51,7 @@ def train(
     with cli_errors():
         from ldm_kit.planning.files import find_plan
         from ldm_kit.planning.run import run_plan
-        from ldm_kit.training.distributed import on_main, print_on_main
 
         plan = find_plan(folder)
-        lines = run_plan(plan, print_on_main).sentences(plan.psnr)
-        on_main(lambda: typer.echo("\n".join(lines)))
+        for line in run_plan(plan, typer.echo).sentences(plan.psnr):
+            typer.echo(line)

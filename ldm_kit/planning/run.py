@@ -1,6 +1,7 @@
 """Run a plan: both stages, from where an earlier run of it stopped, and a sheet of pictures at the end."""
 
 import json
+import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,7 +20,6 @@ from ldm_kit.methods.train import train
 from ldm_kit.models.folder import device_named
 from ldm_kit.models.pipeline import Pipeline
 from ldm_kit.planning.files import PlanFiles, expected_psnr
-from ldm_kit.training.distributed import on_main
 from ldm_kit.training.log import FILE, last_evaluation
 from ldm_kit.viz.png import save_png
 from ldm_kit.viz.sheet import Section, sheet
@@ -53,8 +53,14 @@ def run_plan(plan: PlanFiles, say: Callable[[str], object]) -> PlanResult:
         say: prints a line.
 
     Raises:
-        UserError: a config cannot be used; see `ldm_kit.train`.
+        UserError: several processes were launched, or a config cannot be used; see `ldm_kit.train`.
     """
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:  # a process group ends with the training that opened it
+        commands = " and ".join(f"{command} {path}" for command, path in zip(_commands(plan), plan.stages, strict=True))
+        raise UserError(
+            f"ldm-kit train takes one process; on several, launch each stage, {commands}, and then ldm-kit train for "
+            "the sheet of pictures"
+        )
     configs = [read_run(path) for path in plan.stages]  # all, before the first is trained
     latent = configs[-1]
     if not isinstance(latent, LatentRun):
@@ -66,14 +72,14 @@ def run_plan(plan: PlanFiles, say: Callable[[str], object]) -> PlanResult:
     path = plan.folder / SHEET
     psnr = last_evaluation(Path(configs[0].run) / FILE).get("heldout_psnr")
     result = PlanResult(tuple(s for s, _ in timed), tuple(e for _, e in timed), psnr, path)
-
-    def finish() -> None:
-        _write_sheet(path, latent)
-        content = {"seconds": result.seconds, "expected_seconds": result.expected, "psnr": result.psnr}
-        (plan.folder / RESULT).write_text(json.dumps(content, indent=1), encoding="utf-8")
-
-    on_main(finish)
+    _write_sheet(path, latent)
+    content = {"seconds": result.seconds, "expected_seconds": result.expected, "psnr": result.psnr}
+    (plan.folder / RESULT).write_text(json.dumps(content, indent=1), encoding="utf-8")
     return result
+
+
+def _commands(plan: PlanFiles) -> list[str]:
+    return ["train-ae", "train-ldm"][-len(plan.stages) :]
 
 
 def _train_stage(plan: PlanFiles, number: int, config: RunConfig, say: Callable[[str], object]) -> float:

@@ -133,3 +133,11 @@ def test_a_damaged_plan_is_a_sentence(here, content):
     (here / "plan" / "plan.json").write_text(content)
     with pytest.raises(UserError, match=r"plan.json is damaged"):
         find_plan(here / "plan")
+
+
+def test_several_processes_are_told_how_to_launch_each_stage(here, tiny, timed, monkeypatch):
+    plan = write_plan(plan_of(folder_of(here / "photos", 20, 32)), here / "plan")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UserError, match=r"launch each stage, train-ae .*ae\.yaml and train-ldm .*ldm\.yaml, and then"):
+        run_plan(plan, lambda line: None)
+    assert {path.name for path in plan.folder.iterdir()} == {"ae.yaml", "ldm.yaml", "plan.json"}
