@@ -1,6 +1,6 @@
 """Stage 1: train an autoencoder.
 
-accelerate launch train_ae.py configs/openmoji/ae_kl.yaml optim.lr=3e-4 --resume latest
+accelerate launch train_ae.py configs/faces/ae_kl.yaml optim.lr=3e-4 --resume latest
 """
 
 from ldm_kit.cli import run_cli

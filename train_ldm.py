@@ -1,6 +1,6 @@
 """Stage 2: train the method that a config names, such as a diffusion model of cached latents or of pixels.
 
-accelerate launch train_ldm.py configs/openmoji/ldm_text.yaml optim.lr=3e-4 --resume latest
+accelerate launch train_ldm.py configs/faces/ldm_text.yaml optim.lr=3e-4 --resume latest
 """
 
 from ldm_kit.cli import run_cli

@@ -38,7 +38,7 @@ RUNS = Path("runs/benchmarks")
 NATIVE = autocast_dtype("auto", torch.device("cpu"))  # bf16 where this processor computes it natively
 AE, LDM = Path("configs/openmoji/ae_quick.yaml"), Path("configs/openmoji/ldm_quick.yaml")  # the quick recipe
 QUICK, QUICK_AE = Path("runs/openmoji/ldm_quick"), Path("runs/openmoji/ae_quick")  # their runs
-PIXELS = Path("configs/pixels/openmoji32_uncond.yaml")
+PIXELS = Path("configs/gpu/openmoji32_uncond.yaml")
 SIDE, CHANNELS = 8, 4  # of the quick recipe's latents
 
 __all__ = ["AE", "LDM", "AutoencoderRun", "LatentRun", "NoisyClassifier", "Pipeline", "SamplingOptions"]

@@ -3,7 +3,7 @@
 Paper:    Rombach et al. 2022, "High-Resolution Image Synthesis with Latent Diffusion Models", section 3.1.
 Idea:     compress pictures to small latents with little visible loss, so that diffusion of the latents is cheap.
 Parts:    a KL or VQ autoencoder, a perceptual distance, and a patch discriminator that may start at a later step.
-Run:      accelerate launch train_ae.py configs/openmoji/ae_kl.yaml
+Run:      accelerate launch train_ae.py configs/faces/ae_kl.yaml
 Expected: see the header of that config.
 """
 

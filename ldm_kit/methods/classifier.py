@@ -3,7 +3,7 @@
 Paper:    Dhariwal & Nichol 2021, "Diffusion Models Beat GANs on Image Synthesis", section 4 and appendix G.
 Idea:     classify noised pictures at every noise level of the generator, in latent or in pixel space.
 Parts:    cached latents (or pixels), class labels, the downsampling half of a U-Net with attention pooling.
-Run:      accelerate launch train_ldm.py configs/openmoji/classifier.yaml
+Run:      accelerate launch train_ldm.py configs/benchmarks/classifier.yaml
 Expected: see the header of that config.
 """
 

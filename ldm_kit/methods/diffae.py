@@ -4,7 +4,7 @@ Paper:    Preechakul et al. 2022, "Diffusion Autoencoders: Toward a Meaningful a
 Idea:     encode a picture as a semantic code z = Enc(x_0) and a noise x_T, from which DDIM given z restores it.
 Parts:    a semantic encoder, which sees pixels even if latents are noised; a U-Net on noised pixels or latents, with z
           in its adaptive group norms.
-Run:      accelerate launch train_ldm.py configs/semantic/diffae_pixels32.yaml
+Run:      accelerate launch train_ldm.py configs/benchmarks/diffae_pixels.yaml
 Expected: see the header of that config.
 """
 

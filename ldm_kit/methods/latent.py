@@ -5,7 +5,7 @@ Idea:     diffuse the latents of a frozen autoencoder; the U-Net attends to a te
           may also learn the variance of the reverse steps (Nichol & Dhariwal 2021, section 3.1), or take the guidance
           scale as input and predict the guided output (Tang et al. 2025, arXiv 2502.12154; Meng et al. 2023).
 Parts:    cached latents, a conditioner (trained jointly; or frozen, with cached outputs; or none), a U-Net.
-Run:      accelerate launch train_ldm.py configs/openmoji/ldm_text.yaml
+Run:      accelerate launch train_ldm.py configs/faces/ldm_text.yaml
 Expected: see the header of that config.
 """
 

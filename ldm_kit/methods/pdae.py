@@ -4,7 +4,7 @@ Paper:    Zhang et al. 2022, "Unsupervised Representation Learning from Pre-trai
 Idea:     a frozen model cannot predict what x_t no longer shows of the picture. A learned gradient G(x_t, t, z), with
           the picture's semantic code z, shifts the model's posterior mean, as a classifier's gradient would.
 Parts:    the frozen model (of ldm_kit or diffusers), a second decoder on its encoder's features, a semantic encoder.
-Run:      accelerate launch train_ldm.py configs/semantic/pdae_latents.yaml
+Run:      accelerate launch train_ldm.py configs/benchmarks/pdae_latents.yaml
 Expected: see the header of that config.
 """
 

@@ -4,7 +4,7 @@ Paper:    Preechakul et al. 2022, "Diffusion Autoencoders", section 3.4 and appe
 Idea:     diffuse the codes of the training set, normalised per dimension; to generate, sample a code and decode it. A
           class or a caption may be pooled to a vector and added to the time embedding (this is not in the papers).
 Parts:    the averaged encoder of a trained semantic model, whose codes are computed once; an MLP with skips.
-Run:      accelerate launch train_ldm.py configs/semantic/prior.yaml
+Run:      accelerate launch train_ldm.py configs/benchmarks/prior.yaml
 Expected: see the header of that config.
 """
 
