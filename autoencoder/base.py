@@ -1,11 +1,10 @@
-"""Encode pictures to latents and decode them, with a diffusers AutoencoderKL or VQModel alike.
+"""Encode pictures to latents and decode them, with first stages of all classes of `autoencoder.kinds` alike.
 
 A picture x is [B, C, H, W] in [-1, 1]; a latent z is [B, Z, h, w]. `encode` and `decode` use *normalised* latents,
 which the U-Net is trained on; `posterior`, `reconstruct` and `Autoencode` use raw ones, which the KL term is defined
 on.
 """
 
-import math
 from collections.abc import Callable
 from typing import Any, NamedTuple, TypeVar
 
@@ -14,9 +13,10 @@ from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from diffusers.models.autoencoders.vq_model import VQModel
 from torch import Tensor, nn
 
+from autoencoder.kinds import KINDS, FirstStage, Kind, full, kind_of, render
 from autoencoder.quantiser import Quantised, quantise
 
-Vae = TypeVar("Vae", bound=AutoencoderKL | VQModel)
+Vae = TypeVar("Vae", bound=FirstStage)
 LOGVAR_FLOOR, LOGVAR_CEILING = -30.0, 20.0
 
 
@@ -31,7 +31,7 @@ class MissingWeights(AutoencoderError):
 class Moments(NamedTuple):
     """The encoder's posterior q(z | x): mean and log-variance of a diagonal Gaussian over latents of Z channels.
 
-    A VQ latent is deterministic; its logvar is -30, so that latents of both kinds are stored alike.
+    Other latents than KL's are deterministic; their logvar is -30, so that latents of all kinds are stored alike.
     """
 
     mean: Tensor  # [B, Z, h, w]
@@ -60,31 +60,25 @@ def sample(moments: Moments, noise: Tensor) -> Tensor:
     return moments.mean + torch.exp(moments.logvar / 2) * noise
 
 
-def posterior(vae: AutoencoderKL | VQModel, x: Tensor) -> Moments:
+def posterior(vae: FirstStage, x: Tensor) -> Moments:
     """Encode pictures [B, C, H, W] in [-1, 1] to the moments of raw (not normalised) latents, in float32 or better."""
-    model: Any = _check_class(vae)
-    given = model.encode(x.to(vae.dtype))
-    if isinstance(vae, AutoencoderKL):
-        return Moments(_full(given.latent_dist.mean), _full(given.latent_dist.logvar))
-    mean = _full(given.latents)
-    return Moments(mean, torch.full_like(mean, LOGVAR_FLOOR))
+    mean, logvar = _kind(vae).moments(vae, x.to(vae.dtype))
+    return Moments(full(mean), torch.full_like(full(mean), LOGVAR_FLOOR) if logvar is None else full(logvar))
 
 
-def reconstruct(vae: AutoencoderKL | VQModel, z: Tensor) -> Tensor:
+def reconstruct(vae: FirstStage, z: Tensor) -> Tensor:
     """Decode raw latents [B, Z, h, w] (not normalised) to pictures [B, C, H, W]; a VQ model quantises them first."""
-    model: Any = _check_class(vae)
-    if isinstance(vae, AutoencoderKL):
-        return _full(model.decode(z.to(vae.dtype)).sample)
-    return _render(vae, quantise(z, vae.quantize.embedding.weight).latents)
+    return full(_kind(vae).picture(vae, z))
 
 
-def affine(vae: AutoencoderKL | VQModel) -> Affine:
+def affine(vae: FirstStage) -> Affine:
     """Return the normalisation that a model's config states.
 
     The config has scaling_factor, with shift_factor or with latents_mean and latents_std. The tensors are float64 on
     the CPU, because some devices have no float64.
     """
-    config: Any = _check_class(vae).config
+    _kind(vae)
+    config: Any = vae.config
     mean, std = config.get("latents_mean"), config.get("latents_std")
     if mean is None or std is None:
         mean, std = [config.get("shift_factor") or 0.0], [1.0]
@@ -92,43 +86,11 @@ def affine(vae: AutoencoderKL | VQModel) -> Affine:
     return Affine(shift, config.scaling_factor / spread)
 
 
-def check_config(vae: Vae, where: str) -> Vae:
-    """Check the channels and the normalisation of latents that an autoencoder's config states; return the autoencoder.
-
-    The numbers of channels must be 1 or more. The normalisation (scaling_factor, shift_factor, latents_mean,
-    latents_std) must be invertible.
-
-    Raises:
-        AutoencoderError: a value is invalid; the message names `where`, the origin of the config, and the key.
-    """
-    config: Any = _check_class(vae).config
-    channels = config.latent_channels
-    for key in ("in_channels", "out_channels", "latent_channels"):
-        if type(config.get(key)) is not int or config[key] < 1:
-            raise AutoencoderError(f"{where}: {key} is {config.get(key)!r:.40}; expected a whole number of 1 or more.")
-    if not _is_number(config.scaling_factor) or config.scaling_factor == 0:
-        raise AutoencoderError(f"{where}: scaling_factor is {config.scaling_factor!r:.40}; expected a number but 0.")
-    if not (config.get("shift_factor") is None or _is_number(config.shift_factor)):
-        raise AutoencoderError(f"{where}: shift_factor is {config.shift_factor!r:.40}; expected a number, or null.")
-    for key in ("latents_mean", "latents_std"):
-        values = config.get(key)
-        whole = values is None or (isinstance(values, list | tuple) and len(values) == channels)
-        if not whole or not all(_is_number(value) and (value > 0 or key == "latents_mean") for value in values or ()):
-            raise AutoencoderError(
-                f"{where}: {key} is {values!r:.40}; expected {channels} numbers, deviations above 0."
-            )
-    return vae
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def encode(vae: AutoencoderKL | VQModel, x: Tensor) -> Moments:
+def encode(vae: FirstStage, x: Tensor) -> Moments:
     """Encode pictures to the moments of their normalised latents, which latent caches store.
 
     Args:
-        vae: any diffusers AutoencoderKL or VQModel.
+        vae: an autoencoder of diffusers, of one of the classes in `KINDS`.
         x: pictures [B, C, H, W] in [-1, 1].
 
     Returns:
@@ -139,13 +101,13 @@ def encode(vae: AutoencoderKL | VQModel, x: Tensor) -> Moments:
     """
     raw, (shift, scale) = posterior(vae, x), affine(vae)
     mean = (raw.mean - _like(shift, raw.mean)) * _like(scale, raw.mean)
-    if isinstance(vae, VQModel):
+    if not isinstance(vae, AutoencoderKL):
         return Moments(mean, raw.logvar)
     logvar = raw.logvar + 2 * _like(scale.abs().log(), raw.logvar)
     return Moments(mean, logvar.clamp(LOGVAR_FLOOR, LOGVAR_CEILING))
 
 
-def decode(vae: AutoencoderKL | VQModel, z: Tensor) -> Tensor:
+def decode(vae: FirstStage, z: Tensor) -> Tensor:
     """Decode normalised latents [B, Z, h, w] to pictures [B, C, H, W], in about [-1, 1], not clamped.
 
     The normalisation is undone first. A VQ model then quantises the latent (Rombach et al. 2022: the quantiser belongs
@@ -170,7 +132,9 @@ class Autoencode(nn.Module):
 
     def __init__(self, vae: AutoencoderKL | VQModel, *, beta: float = 0.25, learned_scale: bool = False) -> None:
         super().__init__()
-        self.vae = _check_class(vae)
+        if not isinstance(vae, AutoencoderKL | VQModel):
+            raise AutoencoderError(f"Only an AutoencoderKL or a VQModel can be trained, got {type(vae).__name__}.")
+        self.vae = vae
         self.beta = beta
         self.log_scale = nn.Parameter(torch.zeros(())) if learned_scale else None
 
@@ -189,7 +153,7 @@ class Autoencode(nn.Module):
             picture = reconstruct(self.vae, z if move is None else move(z))
             return Reconstruction(picture, moments, picture.new_zeros(()), log_scale=scale)
         codes: Quantised = quantise(moments.mean, self.vae.quantize.embedding.weight, self.beta)
-        return Reconstruction(_render(self.vae, codes.latents), moments, codes.loss, codes.indices, scale)
+        return Reconstruction(render(self.vae, codes.latents), moments, codes.loss, codes.indices, scale)
 
     @property
     def last_layer(self) -> Tensor:
@@ -197,13 +161,13 @@ class Autoencode(nn.Module):
         return self.vae.decoder.conv_out.weight
 
 
-def reduction(vae: AutoencoderKL | VQModel) -> int:
+def reduction(vae: FirstStage) -> int:
     """Return the downsampling factor, the ratio of a picture's side to its latent's."""
-    config: Any = _check_class(vae).config
-    return 2 ** (len(config.block_out_channels) - 1)
+    config: Any = vae.config
+    return 2 ** (len(config[_kind(vae).levels]) - 1)
 
 
-def latent_shape(vae: AutoencoderKL | VQModel, height: int, width: int) -> tuple[int, int, int]:
+def latent_shape(vae: FirstStage, height: int, width: int) -> tuple[int, int, int]:
     """Return the shape (Z, h, w) of the latent of a picture.
 
     Args:
@@ -214,7 +178,7 @@ def latent_shape(vae: AutoencoderKL | VQModel, height: int, width: int) -> tuple
     Raises:
         AutoencoderError: height or width is no multiple of the downsampling factor.
     """
-    config: Any = _check_class(vae).config
+    config: Any = vae.config
     factor = reduction(vae)
     if height % factor or width % factor:
         raise AutoencoderError(
@@ -222,16 +186,6 @@ def latent_shape(vae: AutoencoderKL | VQModel, height: int, width: int) -> tuple
         )
     channels = config.get("vq_embed_dim") or config.latent_channels
     return channels, height // factor, width // factor
-
-
-def _render(vae: Any, latents: Tensor) -> Tensor:
-    """Decode latents [B, Z, h, w] that are quantised already to pictures [B, C, H, W].
-
-    VQModel.decode would quantise them again, and hold the distances of all latents to all codes in memory.
-    """
-    latents = latents.to(vae.dtype)
-    spatial = latents if vae.config.norm_type == "spatial" else None
-    return _full(vae.decoder(vae.post_quant_conv(latents), spatial))
 
 
 def float64(x: Tensor) -> Tensor:
@@ -246,11 +200,11 @@ def _like(value: Tensor, x: Tensor) -> Tensor:
     return value.to(x.dtype).to(x.device)
 
 
-def _full(x: Tensor) -> Tensor:
-    return x.to(torch.promote_types(x.dtype, torch.float32))
-
-
-def _check_class(vae: Vae) -> Vae:
-    if isinstance(vae, AutoencoderKL | VQModel):
-        return vae
-    raise AutoencoderError(f"An autoencoder must be a diffusers AutoencoderKL or VQModel, got {type(vae).__name__}.")
+def _kind(vae: object) -> Kind:
+    kind = kind_of(vae)
+    if kind is None:
+        names = ", ".join(cls.__name__ for cls in KINDS)
+        raise AutoencoderError(
+            f"A first stage must be of a class of diffusers among {names}; got {type(vae).__name__}."
+        )
+    return kind

@@ -15,6 +15,7 @@ from diffusers.models.autoencoders.vq_model import VQModel
 from torch import Tensor, nn
 
 from autoencoder.base import AutoencoderError, affine, encode, float64
+from autoencoder.kinds import FirstStage
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,7 +37,7 @@ class LatentStatistics:
 
 
 @torch.no_grad()
-def measure(vae: AutoencoderKL | VQModel, batches: Iterable[Tensor]) -> LatentStatistics:
+def measure(vae: FirstStage, batches: Iterable[Tensor]) -> LatentStatistics:
     """Measure the mean and standard deviation, over a data set, of latents sampled from the posterior.
 
     They are exact, in float64: no noise is drawn, the posterior's variance is added to that of its means instead.
@@ -52,7 +53,7 @@ def measure(vae: AutoencoderKL | VQModel, batches: Iterable[Tensor]) -> LatentSt
 
 
 @torch.no_grad()
-def latent_sums(vae: AutoencoderKL | VQModel, x: Tensor) -> Tensor:
+def latent_sums(vae: FirstStage, x: Tensor) -> Tensor:
     """Sum the first and second moments of the latents of pictures x [B, C, H, W] in [-1, 1], for `from_sums`.
 
     Returns:

@@ -32,7 +32,7 @@ LATENTS: Mapping[str, LatentMeasure] = {
     "spectral_share": LatentMeasure("latents' energy above half of the band", "lower"),
 }
 NO_LATENTS: dict[str, str] = dict.fromkeys(LATENTS, "it is of latents, which only an autoencoder has")
-_KINDS = {"AutoencoderKL": "KL", "VQModel": "VQ"}
+_KINDS = {"AutoencoderKL": "a KL autoencoder", "VQModel": "a VQ autoencoder"}
 
 
 def latents_of(vae: Any, moments: Moments) -> dict[str, Tensor]:
@@ -47,6 +47,8 @@ def latents_of(vae: Any, moments: Moments) -> dict[str, Tensor]:
         shift, scale = (value.to(mean) for value in affine(vae))
         codes = nearest(flatten(mean / scale + shift), vae.quantize.embedding.weight)
         return {"latents": mean.cpu(), "latent_codes": codes.view(len(mean), -1).int().cpu()}
+    if type(vae).__name__ != "AutoencoderKL":
+        return {"latents": mean.cpu()}
     nats = (mean.square() + logvar.exp() - 1 - logvar) / 2
     return {"latents": mean.cpu(), "latent_kl": nats.mean((2, 3)).cpu()}
 
@@ -55,7 +57,7 @@ def impossible_of(vae: Any) -> dict[str, str]:
     """Return the measures that are for autoencoders of another class, and why they cannot be taken."""
     own = type(vae).__name__
     return {
-        name: f"it is for {_KINDS[measure.kind]} autoencoders, and this is a {_KINDS[own]} autoencoder"
+        name: f"it is for {_KINDS[measure.kind].removeprefix('a ')}s, and this is {_KINDS.get(own, f'an {own}')}"
         for name, measure in LATENTS.items()
         if measure.kind not in ("", own)
     }

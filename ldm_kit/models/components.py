@@ -7,10 +7,11 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import torch
-from diffusers import AutoencoderKL, UNet2DConditionModel, UNet2DModel, VQModel
+from diffusers import UNet2DConditionModel, UNet2DModel
 
 import conditioning.factory as conditioners
-from autoencoder.base import AutoencoderError, check_config
+from autoencoder.base import AutoencoderError
+from autoencoder.saved import CLASSES, check_config
 from conditioning.base import Conditioner
 from conditioning.pictures import PictureCondition
 from ldm_kit.config import UserError
@@ -19,7 +20,7 @@ from ldm_kit.models.picture_condition import read_picture_condition
 from ldm_kit.nets.adm import AdmUNet
 from ldm_kit.nets.unet import takes_level
 
-FIRST_STAGE: Mapping[str, Any] = {"AutoencoderKL": AutoencoderKL, "VQModel": VQModel}
+FIRST_STAGE: Mapping[str, Any] = CLASSES
 UNET: Mapping[str, Any] = {
     "UNet2DConditionModel": UNet2DConditionModel,
     "UNet2DModel": UNet2DModel,
@@ -38,7 +39,7 @@ _UNUSED = ("scheduler", "safety_checker", "feature_extractor", "image_encoder") 
 class Components(NamedTuple):
     """The components of a diffusion model; its networks are in evaluation mode and without gradients."""
 
-    vae: Any  # AutoencoderKL or VQModel; None: a pixel model
+    vae: Any  # an autoencoder of a class in `FIRST_STAGE`; None: a pixel model
     unet: Any  # UNet2DConditionModel, UNet2DModel or AdmUNet
     conditioner: Conditioner  # encodes prompts or classes
     noise: Noise  # noise schedule, prediction type and variance type, from the scheduler's config
@@ -68,7 +69,7 @@ def load_first_stage(folder: ModelFolder, name: str, kind: str, device: torch.de
     Args:
         folder: the model's folder.
         name: the component's name, "vae" or "vqvae".
-        kind: its class, "AutoencoderKL" or "VQModel".
+        kind: name of its class, such as "AutoencoderKL".
         device: where the autoencoder is put.
 
     Raises:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import diffusers
-from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel, UNet2DModel
+from diffusers import AutoencoderKL, AutoencoderTiny, DDIMScheduler, UNet2DConditionModel, UNet2DModel
 from torch import nn
 
 import conditioning.factory as conditioners
@@ -105,7 +105,7 @@ def pipeline_class(
             encoder and for an unconditional model.
         picture: what pictures condition the model; None: none do.
     """
-    of_text = isinstance(vae, AutoencoderKL) and isinstance(unet, UNet2DConditionModel)
+    of_text = isinstance(vae, AutoencoderKL | AutoencoderTiny) and isinstance(unet, UNet2DConditionModel)
     of_text = of_text and "text_encoder" in entries and entries.keys() <= {"text_encoder", "tokenizer"}
     if picture is not None:
         maps = picture_channels(picture, vae, unet.config["out_channels"])
