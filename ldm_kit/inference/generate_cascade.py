@@ -27,7 +27,7 @@ def is_cascade(model: Path) -> bool:
 
 def check_single(options: CascadeOptions, model: Path) -> None:
     """Check that no option of a cascade is given for the single model in a folder; raises UserError if one is."""
-    for name in sorted(options.model_fields_set):
+    for name in sorted(options.model_fields_set) if model_folder(model).is_dir() else ():
         raise UserError(f"--{name} is for cascades, and {model} holds none")
 
 
