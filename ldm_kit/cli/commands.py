@@ -170,7 +170,9 @@ def cascade(
     out: Annotated[Path, typer.Option(help="a new folder for the cascade")],
     by_stage: Annotated[
         list[str] | None,
-        typer.Option("--by_stage", help="OPTION=A/B/..., a sampling option of each model to save, such as noise_level=/100"),
+        typer.Option(
+            "--by_stage", help="OPTION=A/B/..., a sampling option of each model to save, such as noise_level=/100"
+        ),
     ] = None,
 ) -> None:
     """Put a model and models that upscale its pictures into one folder, which sample.py and evaluate run as a whole.
