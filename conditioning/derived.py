@@ -37,6 +37,11 @@ class SuperResolution(PictureCondition, frozen=True, extra="forbid"):
 
     takes_level: ClassVar[bool] = True
 
+    @property
+    def most_level(self) -> int:
+        """The greatest noise level of the training."""
+        return self.max_level
+
     def channels(self, picture: int, latent: int | None) -> int:
         """Return the channels of a picture, or of a latent."""
         return picture if latent is None or self.space == "pixels" else latent

@@ -71,6 +71,11 @@ class PictureCondition(BaseModel, ABC, frozen=True, extra="forbid", allow_inf_na
     takes_level: ClassVar[bool] = False
     """Whether the denoiser takes the noise level of the picture as an input, `Condition.level`."""
 
+    @property
+    def most_level(self) -> int:
+        """The greatest noise level of the training; 0 where the denoiser takes none."""
+        return 0
+
     reads_column: ClassVar[bool] = False
     """Whether the picture is that of a metadata column, `column`, rather than made from the training picture."""
 

@@ -15,7 +15,8 @@ GROUPS: dict[str, list[str]] = {
         "train", "Method", "RunConfig", "from_tensor", "Split", "PictureSet", "Record", "FactorSet", "known_factors",
     ],
     "Load, sample, save, evaluate": [
-        "load", "Pipeline", "SemanticModel", "NoisyClassifier", "SamplingOptions", "ResolvedOptions", "evaluate",
+        "load", "Pipeline", "Cascade", "SemanticModel", "NoisyClassifier", "SamplingOptions", "ResolvedOptions",
+        "evaluate",
     ],
     "Noise schedules and predictions": [
         "Schedule", "ScheduleConfig", "Prediction", "Denoiser", "NetworkDenoiser",

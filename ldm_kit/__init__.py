@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from ldm_kit.methods.base import Method
     from ldm_kit.methods.run_config import RunConfig
     from ldm_kit.methods.train import train
+    from ldm_kit.models.cascade import Cascade
     from ldm_kit.models.classifier import NoisyClassifier
     from ldm_kit.models.options import ResolvedOptions, SamplingOptions
     from ldm_kit.models.pipeline import Pipeline
@@ -41,6 +42,7 @@ __version__ = "0.2.0"
 __all__ = [
     "SAMPLERS",
     "Autoguidance",
+    "Cascade",
     "ClassifierFree",
     "ClassifierGradient",
     "ClassifierGuided",
@@ -98,6 +100,7 @@ _MODULES = {
     "ldm_kit.methods.base": ["Method"],
     "ldm_kit.methods.run_config": ["RunConfig"],
     "ldm_kit.methods.train": ["train"],
+    "ldm_kit.models.cascade": ["Cascade"],
     "ldm_kit.models.classifier": ["NoisyClassifier"],
     "ldm_kit.models.options": ["ResolvedOptions", "SamplingOptions"],
     "ldm_kit.models.pipeline": ["Pipeline"],

@@ -8,6 +8,7 @@ import torch
 from ldm_kit.config import UserError
 from ldm_kit.methods.export import saved_model
 from ldm_kit.models import folder as folders
+from ldm_kit.models.cascade import Cascade
 from ldm_kit.models.classifier import NoisyClassifier
 from ldm_kit.models.folder import ModelFolder
 from ldm_kit.models.lora_paths import LoraPath
@@ -20,7 +21,7 @@ def load(
     device: torch.device | str = "cpu",
     precision: torch.dtype | None = None,
     lora: Sequence[str | Path | LoraPath] = (),
-) -> Pipeline | SemanticModel | NoisyClassifier:
+) -> Pipeline | SemanticModel | NoisyClassifier | Cascade:
     """Load the model in a folder, of any kind; the folder's model_index.json says which kind.
 
     Nothing in the folder is run as code.
@@ -36,8 +37,8 @@ def load(
             diffusion model in this order.
 
     Returns:
-        A `Pipeline` (diffusion of latents or of pixels), a `SemanticModel` (DiffAE, PDAE) or a `NoisyClassifier`, in
-        evaluation mode.
+        A `Pipeline` (diffusion of latents or of pixels), a `SemanticModel` (DiffAE, PDAE), a `NoisyClassifier` or a
+        `Cascade`, in evaluation mode.
 
     Raises:
         UserError: there is no such folder, or a component of the model is missing, broken, unknown, or does not fit
@@ -45,12 +46,14 @@ def load(
     """
     folder = saved_model(folder)
     kind = ModelFolder.open(folder).class_name
-    if lora and kind in (folders.CLASSIFIER, folders.SEMANTIC):
+    if lora and kind in (folders.CLASSIFIER, folders.SEMANTIC, folders.CASCADE):
         raise UserError(f"{folder} is a {kind}, which takes no LoRA; expected a diffusion model")
     match kind:
         case folders.CLASSIFIER:
             return NoisyClassifier.load(folder, device)
         case folders.SEMANTIC:
             return SemanticModel.load(folder, device, precision)
+        case folders.CASCADE:
+            return Cascade.load(folder, device, precision)
         case _:
             return Pipeline.load(folder, device, precision, lora)  # its error sentences say what is missing

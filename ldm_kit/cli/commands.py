@@ -164,6 +164,27 @@ def export(
         typer.echo(f"model in {export_model(run, checkpoint, out, overrides or (), device=device)}")
 
 
+@app.command()
+def cascade(
+    models: Annotated[list[Path], typer.Argument(help="the base model, then those that upscale, in order")],
+    out: Annotated[Path, typer.Option(help="a new folder for the cascade")],
+    by_stage: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--by_stage", help="OPTION=A/B/..., a sampling option of each model to save, such as noise_level=/100"
+        ),
+    ] = None,
+) -> None:
+    """Put a model and models that upscale its pictures into one folder, which sample.py and evaluate run as a whole.
+
+    Example: ldm-kit cascade runs/faces/small runs/faces/upscale --out runs/faces/cascade
+    """
+    with cli_errors():
+        from ldm_kit.inference.build_cascade import build_cascade
+
+        typer.echo(f"cascade in {build_cascade(models, out, by_stage or ())}")
+
+
 @convert.command("guided-diffusion")
 @flatten
 def guided_diffusion(

@@ -11,7 +11,7 @@ from ldm_kit.cli import built_in
 from ldm_kit.cli.errors import cli_errors
 from ldm_kit.config import tree
 from ldm_kit.editing.commands import COMMANDS
-from ldm_kit.inference.requests import GenerationRequest, GuideModels, LoraModels, OutputOptions
+from ldm_kit.inference.requests import CascadeOptions, GenerationRequest, GuideModels, LoraModels, OutputOptions
 from ldm_kit.models.options import SamplingOptions
 
 RunConfig = Annotated[
@@ -52,17 +52,24 @@ def sample(
     output: OutputOptions,
     *,
     lora: LoraModels,
+    stages: CascadeOptions,
     checkpoint: Annotated[str | None, typer.Option(help="of a run: best, last, or a checkpoint's name or step")] = None,
     fast: Annotated[bool, typer.Option("--fast", help="8 steps and bf16, where left out")] = False,
 ) -> None:
     """Sample every prompt `count` times; a picture depends on its prompt, seed and settings, but for rounding."""
     with cli_errors():
         from ldm_kit.inference.generate import generate_to_folder
+        from ldm_kit.inference.generate_cascade import cascade_to_folder, check_alone, check_single, is_cascade
         from ldm_kit.methods.export import saved_model
 
         if fast:
             options, output = options.fast(), output.fast()
         folder = saved_model(model, checkpoint, output.device)
+        if is_cascade(folder):
+            check_alone(guides, lora)
+            typer.echo(str(cascade_to_folder(folder, request, options, output, stages)))
+            return
+        check_single(stages, model)
         typer.echo(str(generate_to_folder(folder, request, options, guides, output, lora=lora.lora)))
 
 

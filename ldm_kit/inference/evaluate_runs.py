@@ -175,7 +175,7 @@ def _traits(subject: Subject) -> Mapping[str, Any]:
     """Return what must be equal for a mean over runs to mean anything, by its name in errors."""
     traits: dict[str, Any] = {"they are of kind": subject.kind, "channels and side are": subject.shape}
     if isinstance(subject, Sampled):
-        traits |= {"prompts are": subject.prompts, **subject.options.settings()}
+        traits |= {"prompts are": subject.prompts, **subject.settings}
     if isinstance(subject, Reconstructed):
         traits |= {"the class is": type(subject.vae).__name__, "latents have": subject.latent_shape(subject.shape[1])}
     if isinstance(subject, Semantics):

@@ -14,11 +14,22 @@ from ldm_kit.inference.evaluate_folders import NO_ORIGINALS, Folder, JudgedBatch
 from ldm_kit.inference.evaluate_reference import Reference, cycled, prompts_of, run_of
 from ldm_kit.inference.evaluate_semantic import open_semantics
 from ldm_kit.inference.generate import load_guided
+from ldm_kit.inference.generate_cascade import check_alone
 from ldm_kit.inference.likelihood_terms import BoundOptions, PictureBits, measure_terms
 from ldm_kit.inference.requests import EvaluationRequest, GuideModels
 from ldm_kit.memory import BatchSize
 from ldm_kit.methods.export import saved_model
-from ldm_kit.models.folder import CLASSIFIER, INDEX, SEMANTIC, autocast_dtype, device_named, model_folder, read_json
+from ldm_kit.models.cascade import Cascade
+from ldm_kit.models.folder import (
+    CASCADE,
+    CLASSIFIER,
+    INDEX,
+    SEMANTIC,
+    autocast_dtype,
+    device_named,
+    model_folder,
+    read_json,
+)
 from ldm_kit.models.measures import BITS
 from ldm_kit.models.options import ResolvedOptions, SamplingOptions
 from ldm_kit.models.pipeline import Pipeline
@@ -94,7 +105,12 @@ class Sampled:
     @property
     def description(self) -> dict[str, Any]:
         """The model's sha256, release and precision, and the options of sampling."""
-        return {"kind": self.kind, **self.model, "sampling": self.options.settings()}
+        return {"kind": self.kind, **self.model, "sampling": self.settings}
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The options of sampling, as JSON values."""
+        return self.options.settings()
 
     @property
     def impossible(self) -> dict[str, str]:
@@ -147,6 +163,35 @@ class Sampled:
         return measure_terms(self.pipeline, reference.pictures, rows, condition, options, size=size).pictures()
 
 
+@dataclass(eq=False, kw_only=True)
+class SampledCascade(Sampled):
+    """Pictures that a cascade samples; `pipeline` and `options` are those of its base model."""
+
+    cascade: Cascade
+    stages: tuple[ResolvedOptions, ...]  # options of each model
+    kind: str = "cascade"
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Channels and side of the final pictures."""
+        return self.cascade.channels, self.cascade.resolution
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The options of each model, by its number."""
+        return {f"stage_{number}": each.settings() for number, each in enumerate(self.stages, 1)}
+
+    def _without_bits(self) -> str:
+        return "it is for single diffusion models, and this is a cascade"
+
+    def batches(
+        self, reference: Reference, rows: Sequence[int], seeds: Sequence[int], size: BatchSize
+    ) -> Iterator[JudgedBatch]:
+        """Sample a picture for each row through all models, each from its own seed."""
+        for pictures in self.cascade.generate(self._prompts(reference, rows), seeds, self.stages, size):
+            yield JudgedBatch(pictures, {})
+
+
 def open_subject(
     path: Path, request: EvaluationRequest, options: SamplingOptions | None, guides: GuideModels | None
 ) -> Subject:
@@ -172,6 +217,8 @@ def open_subject(
             f"{path} holds a noisy classifier, which samples no pictures (--classifier takes it as a guide); expected "
             "a diffusion model, a semantic model, an autoencoder or a folder of pictures"
         )
+    if kind == CASCADE:
+        return _sampled_cascade(folder, request, options or SamplingOptions(), guides or GuideModels())
     if kind is not None:
         return _sampled(folder, request, options or SamplingOptions(), guides or GuideModels())
     given += ["precision"] if "precision" in request.model_fields_set else []
@@ -197,3 +244,15 @@ def _sampled(folder: Path, request: EvaluationRequest, options: SamplingOptions,
     precision = autocast_dtype(request.precision, device)
     pipeline = load_guided(folder, guides, device, precision)
     return Sampled(pipeline, options.resolve(pipeline), provenance(folder, precision, **dict(guides)))
+
+
+def _sampled_cascade(
+    folder: Path, request: EvaluationRequest, options: SamplingOptions, guides: GuideModels
+) -> SampledCascade:
+    check_alone(guides)
+    device = device_named(request.device)
+    precision = autocast_dtype(request.precision, device)
+    cascade = Cascade.load(folder, device, precision)
+    stages = cascade.resolve(options)
+    model = provenance(folder, precision)
+    return SampledCascade(cascade.base, stages[0], model, cascade=cascade, stages=stages)

@@ -1,7 +1,7 @@
 """Generate pictures from prompts into a folder: one PNG each, and a grid of all."""
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -40,7 +40,7 @@ class GenerationResult(NamedTuple):
         return f"{text}\n{self.note}" if self.note else text
 
 
-class _Job(NamedTuple):
+class Job(NamedTuple):
     """The prompt and the random seed of one picture to generate."""
 
     prompt: str  # a prompt or a class name; "": unconditional
@@ -87,8 +87,8 @@ def generate_to_folder(
     pipeline = load_guided(model, guides, device, precision, loras)
     resolved = options.resolve(pipeline)
     given = read_given(request, pipeline)
-    texts = _check_prompts(pipeline, texts, resolved)
-    jobs = [_Job(text, request.seed + k) for text in texts for k in range(request.count)]
+    texts = check_prompts(pipeline, texts, resolved)
+    jobs = [Job(text, request.seed + k) for text in texts for k in range(request.count)]
     out = output.out if "out" in output.model_fields_set else unused_path(output.out)
     metadata = {
         "settings": json.dumps(resolved.settings()),
@@ -96,43 +96,54 @@ def generate_to_folder(
         **provenance(model, precision, loras, **dict(guides)),
     }
     text = metadata if output.metadata else None
-    first = _save_pictures(_generate(pipeline, jobs, resolved, request.batch_size, given), jobs, out, text)
-    columns = columns_for(len(first), request.count)
-    captions = [job.prompt for job in jobs[:GRID]]
-    sheet = grid(torch.stack(first), columns, scale=enlargement(first[0].shape[-1]), captions=captions)
-    path = unused_path(out / "grid.png")
-    save_png(sheet, path, text)
-    return GenerationResult(len(jobs), path, resolved.note)
+    pictures = _generate(pipeline, jobs, resolved, request.batch_size, given)
+    first = save_pictures(tqdm(pictures, total=len(jobs), unit="picture"), jobs, out, text)
+    return GenerationResult(len(jobs), save_grid(first, jobs, request.count, out, text), resolved.note)
 
 
 def _generate(
-    pipeline: Pipeline, jobs: Sequence[_Job], options: ResolvedOptions, batch_size: int, given: Pictures
+    pipeline: Pipeline, jobs: Sequence[Job], options: ResolvedOptions, batch_size: int, given: Pictures
 ) -> Iterator[Tensor]:
     prompts, seeds = [job.prompt for job in jobs], [job.seed for job in jobs]
     for batch in pipeline.generate(prompts, seeds, options, batch_size, pictures=given):
         yield from batch
 
 
-def _save_pictures(
-    pictures: Iterator[Tensor], jobs: Sequence[_Job], out: Path, metadata: Mapping[str, str] | None
+def save_pictures(
+    pictures: Iterable[Tensor], jobs: Sequence[Job], out: Path, metadata: Mapping[str, str] | None
 ) -> list[Tensor]:
     """Save each picture as a PNG as soon as it is generated; return the first `GRID` pictures, for the grid.
 
     Args:
-        pictures: yields the pictures, uint8 [C, R, R], in the order of `jobs`.
+        pictures: the pictures, uint8 [C, R, R], in the order of `jobs`.
         jobs: prompt and seed of each picture.
         out: the folder.
         metadata: metadata of every PNG, to which the picture's prompt and seed are added; None: no metadata at all.
     """
     first: list[Tensor] = []
     start = next_index(out)
-    for index, picture in enumerate(tqdm(pictures, total=len(jobs), unit="picture")):
+    for index, picture in enumerate(pictures):
         prompt, seed = jobs[index]
         text = None if metadata is None else {"prompt": prompt, "seed": str(seed), **metadata}
         save_png(to_image(picture), out / file_name(seed, start + index, prompt), text)
         if index < GRID:
             first.append(picture)
     return first
+
+
+def save_grid(
+    pictures: Sequence[Tensor], jobs: Sequence[Job], count: int, out: Path, metadata: Mapping[str, str] | None
+) -> Path:
+    """Save pictures, uint8 [C, R, R] each, as one grid with their prompts in the folder `out`; return its path.
+
+    `count` is the number of pictures of each prompt. The file is grid.png, or grid-2.png and so on if there is one.
+    """
+    captions = [job.prompt for job in jobs[: len(pictures)]]
+    scale = enlargement(pictures[0].shape[-1])
+    sheet = grid(torch.stack([*pictures]), columns_for(len(pictures), count), scale=scale, captions=captions)
+    path = unused_path(out / "grid.png")
+    save_png(sheet, path, metadata)
+    return path
 
 
 def load_guided(
@@ -160,7 +171,7 @@ def load_guided(
     return pipeline.with_guides(classifier, None if worse is None else Pipeline.load(worse, device, precision))
 
 
-def _check_prompts(pipeline: Pipeline, texts: list[str], options: ResolvedOptions) -> list[str]:
+def check_prompts(pipeline: Pipeline, texts: list[str], options: ResolvedOptions) -> list[str]:
     """Check that the user's prompts `texts` fit the model `pipeline` and its guides; return the prompts to sample with.
 
     For an unconditional model these are the classes to which a classifier guides it, or one empty prompt. `options` are

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ldm_kit.config import UserError
+from ldm_kit.inference.generate_cascade import is_cascade
 from ldm_kit.methods import read_run
 from ldm_kit.methods.latent_config import LatentRun
 from ldm_kit.models.folder import model_folder
@@ -16,6 +17,8 @@ def run_folders(path: Path) -> tuple[Path, Path]:
         UserError: the run's folder has no config.yaml.
     """
     model = model_folder(path)
+    if is_cascade(model):
+        raise UserError(f"{path} holds a cascade, which has no likelihood; expected a run on pixels")
     run = model.parent if model.name == "model" else path
     if not (run / "config.yaml").is_file():
         raise UserError(

@@ -91,6 +91,19 @@ class LoraModels(Config):
         return self
 
 
+class CascadeOptions(Config):
+    """Options of single models of a cascade, and whether the pictures of all its models are written."""
+
+    by_stage: tuple[str, ...] = Field(
+        default=(),
+        description="of a cascade: OPTION=A/B/..., a value of a sampling option for each model, in order, such as "
+        "steps=50/20; an empty one is left out, as in noise_level=/30; may be given again",
+    )
+    stage_pictures: bool = Field(
+        default=False, description="of a cascade: also write the pictures of each model, in stage_1/, stage_2/, ..."
+    )
+
+
 class OutputOptions(Config):
     """Where generated pictures are written, whether with metadata, and the device and precision of sampling."""
 

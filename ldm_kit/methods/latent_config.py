@@ -11,6 +11,7 @@ from ldm_kit.diffusion.loss import LossName
 from ldm_kit.diffusion.prediction import PredictionType
 from ldm_kit.methods.lora_config import LoraConfig
 from ldm_kit.methods.run_config import INIT, ConditionedRun, NoisedRun, check_saved, check_steps
+from ldm_kit.models.condition_options import check_level
 from ldm_kit.models.sampler_options import GuidanceRange, SamplerOptions, check_interval, check_scale
 from ldm_kit.models.saved_sampling import GUIDANCE, SavedSampling
 from ldm_kit.nets.unet import UNetConfig
@@ -149,6 +150,18 @@ class LatentRun(ConditionedRun, NoisedRun):
         if self.loss != "simple":
             raise ValueError(f"guidance trains the squared error, but loss is {self.loss}; expected simple")
         check_scale(self.sample, GuidanceRange(self.guidance.max_scale, self.guidance.interval), prefix="sample.")
+        return self
+
+    @model_validator(mode="after")
+    def _check_sample(self) -> "LatentRun":
+        if self.autoencoder is not None and self.sample.clip not in ("auto", "none"):
+            raise ValueError(
+                f"sample.clip {self.sample.clip} is for pixels, but this run denoises latents, which have no range"
+            )
+        try:
+            check_level(self.sample.noise_level, self.condition.picture)
+        except ValueError as error:
+            raise ValueError(f"sample.{error}") from None
         return self
 
     @model_validator(mode="after")

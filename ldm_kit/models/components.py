@@ -15,7 +15,7 @@ from autoencoder.saved import CLASSES, check_config
 from conditioning.base import Conditioner
 from conditioning.pictures import PictureCondition
 from ldm_kit.config import UserError
-from ldm_kit.models.folder import CLASSIFIER, INDEX, SEMANTIC, ModelFolder, Noise, entry_of, read_json
+from ldm_kit.models.folder import CASCADE, CLASSIFIER, INDEX, SEMANTIC, ModelFolder, Noise, entry_of, read_json
 from ldm_kit.models.picture_condition import read_picture_condition
 from ldm_kit.nets.adm import AdmUNet
 from ldm_kit.nets.unet import takes_level
@@ -87,8 +87,8 @@ def component_classes(folder: ModelFolder) -> dict[str, str]:
     """Return, by component name, the class name of each component that a diffusion model's model_index.json names.
 
     Raises:
-        UserError: the folder holds a noisy classifier or a semantic model; or a component is missing, has a class that
-            is not in `COMPONENTS`, or has a config that asks for Python code in the folder (`auto_map`).
+        UserError: the folder holds a noisy classifier, a semantic model or a cascade; or a component is missing, has a
+            class that is not in `COMPONENTS`, or has a config that asks for Python code in the folder (`auto_map`).
     """
     if folder.class_name == CLASSIFIER:
         raise UserError(
@@ -96,6 +96,8 @@ def component_classes(folder: ModelFolder) -> dict[str, str]:
         )
     if folder.class_name == SEMANTIC:
         raise UserError(f"{folder} holds a semantic model, which samples from codes; expected a plain diffusion model")
+    if folder.class_name == CASCADE:
+        raise UserError(f"{folder} holds a cascade of models; expected one model, such as those in its sub-folders")
     present = [name for name, value in folder.index.items() if isinstance(value, list) and any(value)]
     present += [name for name in COMPONENTS if not isinstance(folder.index.get(name), list | None)]  # of another type
     entries = {name: entry_of(folder, name) for name in present}

@@ -29,6 +29,7 @@ from ldm_kit.training.precision import resolve_precision
 INDEX = "model_index.json"
 CLASSIFIER = "ldm_kit.NoisyClassifier"  # _class_name in the index of a noisy classifier
 SEMANTIC = "ldm_kit.SemanticModel"  # _class_name in the index of a semantic model
+CASCADE = "ldm_kit.Cascade"  # _class_name in the index of a cascade
 
 
 class Noise(NamedTuple):

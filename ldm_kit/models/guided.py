@@ -48,7 +48,7 @@ def guided_denoiser(
         denoiser = Autoguidance(denoiser, fixed, options.autoguidance_scale)
     if not isinstance(denoiser, NetworkDenoiser):
         denoiser = pipeline.finite.denoiser("guidance", denoiser)
-    return clipped(denoiser, options.clip)
+    return clipped(denoiser, options)
 
 
 def _partial_conditions(
@@ -133,18 +133,19 @@ def with_scale(
     return scaled
 
 
-def clipped(denoiser: Denoiser, clip: str) -> Denoiser:
+def clipped(denoiser: Denoiser, options: ResolvedOptions) -> Denoiser:
     """Return a denoiser whose x_0 is clipped.
 
     Args:
         denoiser: predicts x_0 without a limit.
-        clip: clip or published: to [-1, 1]; dynamic: dynamic thresholding; anything else: not at all.
+        options: `clip` is clip or published: to [-1, 1]; dynamic: dynamic thresholding with the quantile and the limit
+            of the options; anything else: not at all.
     """
-    match clip:
+    match options.clip:
         case "clip" | "published":
             return Clipped(denoiser)
         case "dynamic":
-            return Thresholded(denoiser)
+            return Thresholded(denoiser, options.dynamic_thresholding_ratio, options.sample_max_value)
         case _:
             return denoiser
 

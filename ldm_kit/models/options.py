@@ -12,7 +12,16 @@ from pydantic import Field, model_validator
 
 from ldm_kit.config import UserError, check
 from ldm_kit.diffusion.respacing import Spacing, respaced_timesteps
-from ldm_kit.models.sampler_options import OF_CONDITION, UNTRAINED_NULL, SamplerOptions, check_scale, own_settings
+from ldm_kit.models.condition_options import check_conditions
+from ldm_kit.models.sampler_options import (
+    DEFAULT_LEVEL,
+    OF_CONDITION,
+    OF_THRESHOLD,
+    UNTRAINED_NULL,
+    SamplerOptions,
+    check_scale,
+    own_settings,
+)
 from ldm_kit.solvers.table import DIFFUSERS_PREFIX, find_sampler, names_where
 
 if TYPE_CHECKING:
@@ -22,7 +31,6 @@ FAST_STEPS = 8  # with dpm++ pictures look about as with 50 steps (docs/results/
 _OF_CLASSIFIER = ("classifier_scale", "classifier_class", "algorithm")
 _ALWAYS_SAID = ("steps", "solver", "guidance_scale")
 _SCALES = ("guidance_scale", "guidance_scales")
-DEFAULT_LEVEL = 20  # noise level of a picture that is upscaled, as in diffusers' StableDiffusionUpscalePipeline
 
 
 class SamplingOptions(SamplerOptions):
@@ -41,12 +49,6 @@ class SamplingOptions(SamplerOptions):
     algorithm: Literal[1, 2] | None = Field(
         default=None,
         description="algorithm of Dhariwal & Nichol 2021: 1 shifts the mean (ddpm's default), 2 shifts eps",
-    )
-    noise_level: int | None = Field(
-        default=None,
-        ge=0,
-        le=999,
-        description=f"noise added to the picture that is upscaled, as in training; left out: {DEFAULT_LEVEL}",
     )
     autoguidance_scale: float | None = Field(
         default=None, ge=0, description="scale of guidance away from the guide model; left out: 2; 1: no guidance"
@@ -120,6 +122,7 @@ class SamplingOptions(SamplerOptions):
             *(OF_CONDITION if unguided else ()),
             *(_SCALES if scaled else ("guidance_scales",) if unguided else ()),
             *(("eta",) if "solver" in given else ()),
+            *(OF_THRESHOLD if given.get("clip", "dynamic") != "dynamic" else ()),
             *(("spacing",) if (sections and "steps" in given) or self.solver.startswith(DIFFUSERS_PREFIX) else ()),
         }
         return {name: value for name, value in own.items() if name not in given and name not in stale}
@@ -152,6 +155,8 @@ class SamplingOptions(SamplerOptions):
         decided: dict[str, Any] = {}
         if self.clip == "auto":
             decided["clip"] = "clip" if model.vae is None else "none"
+        if self.noise_level is None and model.picture is not None and model.picture.takes_level:
+            decided["noise_level"] = min(DEFAULT_LEVEL, model.picture.most_level)
         if model.classifier is not None and self.classifier_scale is None:
             decided["classifier_scale"] = 1.0
         if model.classifier is not None and self.algorithm is None:
@@ -186,22 +191,6 @@ class SamplingOptions(SamplerOptions):
         except ValueError as error:
             what = f"--steps {self.steps}" if self.spacing in get_args(Spacing) else f"--spacing {self.spacing}"
             raise UserError(f"{what}: {error}") from None
-
-
-def check_conditions(options: SamplingOptions, model: "Pipeline") -> None:
-    """Check that there is one of several guidance scales for each condition, and a noise level only where one is taken.
-
-    Raises:
-        UserError: a model has another number of conditions than there are scales, or upscales no picture.
-    """
-    scales, count = options.guidance_scales, model.conditioner.drops
-    if scales is not None and len(scales) != count:
-        raise UserError(
-            f"--guidance_scales has {len(scales)} scales, but this model has {count} "
-            f"{'condition' if count == 1 else 'conditions'} that guidance leaves out; expected as many"
-        )
-    if options.noise_level is not None and (model.picture is None or not model.picture.takes_level):
-        raise UserError("--noise_level is for models that upscale a picture, and this is none")
 
 
 class ResolvedOptions(SamplingOptions):

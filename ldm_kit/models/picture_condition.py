@@ -17,7 +17,6 @@ from ldm_kit.data.images import to_bytes, to_unit
 from ldm_kit.diffusion.rng import SeedDraws
 from ldm_kit.models.decoding import encode_unit
 from ldm_kit.models.folder import ModelFolder, read_json
-from ldm_kit.models.options import DEFAULT_LEVEL
 
 if TYPE_CHECKING:
     from ldm_kit.models.pipeline import Pipeline
@@ -86,10 +85,10 @@ def check_pictures(pipeline: "Pipeline", pictures: Pictures | None, count: int) 
 
 
 def with_level(condition: PictureCondition | None, given: Mapping[str, Tensor], level: int | None) -> dict[str, Tensor]:
-    """Return what a user gave, with the noise level that the options say, where the condition takes one."""
-    if condition is None or not condition.takes_level:
+    """Return what a user gave, with the noise level of resolved options, where the condition takes one."""
+    if condition is None or not condition.takes_level or level is None:
         return {**given}
-    return {**given, LEVEL: torch.full((len(given[IMAGE]),), DEFAULT_LEVEL if level is None else level)}
+    return {**given, LEVEL: torch.full((len(given[IMAGE]),), level)}
 
 
 @torch.no_grad()

@@ -156,7 +156,7 @@ class Pipeline(PipelineParts):
         denoiser, gradient = self.guided_denoiser(prompts, options, maps), classifier_gradient(self, prompts, options)
         if gradient is not None and options.algorithm == 2:
             denoiser, gradient = ClassifierGuided(denoiser, gradient), None
-            denoiser = denoiser if options.clip == "published" else clipped(denoiser, options.clip)
+            denoiser = denoiser if options.clip == "published" else clipped(denoiser, options)
         start = (rng.initial_noise(seeds, self.latent_shape) if noise is None else noise).to(self.device)
         cond, times = self.condition(prompts, maps), list(options.timesteps)
         steps = {"eta": options.eta, "gradient": gradient, "variance": step_variance(self.variance)}
@@ -213,7 +213,8 @@ class Pipeline(PipelineParts):
         """
         check_uncast(self.unet, folder)
         noise = Noise(self.schedule_config, self.target, self.variance)
-        save_components(folder, Components(self.vae, self.unet, self.conditioner, noise, self.picture))
+        components = Components(self.vae, self.unet, self.conditioner, noise, self.picture)
+        save_components(folder, components, self.saved.sampling)
         self.saved.write(folder)
 
     @classmethod

@@ -35,6 +35,8 @@ def check_seeds(seed: int, count: int) -> None:
 
 
 OWN: dict[str, Any] = {"own": True}  # marks a field that takes the value saved with the model if its flag is left out
+OF_THRESHOLD = ("dynamic_thresholding_ratio", "sample_max_value")  # need clip dynamic; diffusers' names
+DEFAULT_LEVEL = 20  # noise level of a picture that is upscaled, as in diffusers' StableDiffusionUpscalePipeline
 OF_CONDITION = ("negative_prompt", "guidance_rescale", "guidance_interval")  # need classifier-free guidance
 UNTRAINED_NULL = (  # an error's text; the name of the flag that asks for guidance stands before it
     "steers away from the null condition, which this model was never trained on (condition_dropout 0); "
@@ -133,7 +135,27 @@ class SamplerOptions(Config):
     clip: Literal["auto", "none", "clip", "dynamic", "published"] = Field(
         default="auto",
         description="clipping of the predicted x_0, after guidance: auto clips pixels to -1..1 and leaves latents; "
-        "published is clip, but not once more after --algorithm 2",
+        "dynamic thresholds pixels (Imagen); published is clip, but not once more after --algorithm 2",
+        json_schema_extra=OWN,
+    )
+    dynamic_thresholding_ratio: float = Field(
+        default=0.995,
+        gt=0,
+        le=1,
+        description="for --clip dynamic: quantile of a sample's |x_0| that is its threshold",
+        json_schema_extra=OWN,
+    )
+    sample_max_value: float | None = Field(
+        default=None,
+        ge=1,
+        description="for --clip dynamic: upper limit of the threshold; left out: none",
+        json_schema_extra=OWN,
+    )
+    noise_level: int | None = Field(
+        default=None,
+        ge=0,
+        le=999,
+        description=f"noise added to the picture that is upscaled, as in training; left out: {DEFAULT_LEVEL}",
         json_schema_extra=OWN,
     )
 
@@ -157,6 +179,8 @@ class SamplerOptions(Config):
         if self.eta > 0 and not self._takes_eta:
             taken = ", ".join(names_where(lambda sampler: sampler.takes_eta))
             raise ValueError(f"--eta {self.eta:g} is for {taken} alone, but --solver is {self.solver}")
+        if self.clip != "dynamic" and (idle := self._given(OF_THRESHOLD)):
+            raise ValueError(f"--{idle} is for --clip dynamic, but --clip is {self.clip}")
         if not self.guides and (idle := self._given(OF_CONDITION)):
             raise ValueError(f"--{idle} has no effect at --guidance_scale 1; expected another scale")
         return self

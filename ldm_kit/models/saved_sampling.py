@@ -153,7 +153,8 @@ def defaults_of(folder: Path) -> dict[str, dict[str, Any]]:
     """Return the sections of a consistency model that has no `sampling.json`, such as one from the Hub; else none.
 
     A consistency model is recognised by the scheduler that model_index.json names. It is sampled in four steps if it is
-    a latent consistency model, and in two without guidance if it is one of Song et al. 2023.
+    a latent consistency model, and in two without guidance if it is one of Song et al. 2023. A model of pixels whose
+    scheduler thresholds x_0, such as DeepFloyd IF, is sampled with dynamic thresholding.
     """
     index = read_json(folder / INDEX, str(folder / INDEX)) if (folder / INDEX).exists() else {}
     match index.get("scheduler"):
@@ -162,7 +163,20 @@ def defaults_of(folder: Path) -> dict[str, dict[str, Any]]:
         case ["diffusers", name] if name == KARRAS_SCHEDULER:
             return {SAMPLING: {"solver": SOLVER, "steps": 2, "guidance_scale": 1.0}}
         case _:
-            return {}
+            clipping = _clipping(folder, index)
+            return {SAMPLING: clipping} if clipping else {}
+
+
+def _clipping(folder: Path, index: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options of dynamic thresholding that the scheduler of a model of pixels states; {}: it states none."""
+    path = folder / "scheduler" / "scheduler_config.json"
+    if {"vae", "vqvae"} & index.keys() or not path.exists():
+        return {}
+    config = read_json(path, str(path))
+    if config.get("thresholding") is not True:
+        return {}
+    limits = {"dynamic_thresholding_ratio": 0.995, "sample_max_value": 1.0}  # defaults of diffusers' schedulers
+    return {"clip": "dynamic", **{name: config.get(name, default) for name, default in limits.items()}}
 
 
 class _Section(Config):

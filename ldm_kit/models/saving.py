@@ -20,20 +20,22 @@ from ldm_kit.models.components import OUR_LIBRARIES, Components, picture_channel
 from ldm_kit.models.consistency_folder import check_trainable
 from ldm_kit.models.folder import INDEX, strip_paths
 from ldm_kit.models.picture_condition import INPAINT_CLASS, write_picture_condition
+from ldm_kit.models.sampler_options import OF_THRESHOLD, SamplerOptions
 from ldm_kit.solvers.scheduler_config import saved_scheduler
 from ldm_kit.training.checkpoint import MANIFEST
 
 
-def save_components(folder: Path, components: Components) -> None:
+def save_components(folder: Path, components: Components, sampling: Mapping[str, Any] | None = None) -> None:
     """Write a diffusion model's components (networks, conditioner, scheduler) and model_index.json to `folder`.
 
     Each component has a sub-folder, as in diffusers, which can open the folder if `pipeline_class` names a diffusers
-    class. UserError: the model is one that `check_trainable` refuses; nothing is written.
+    class. `sampling` are the sampling options saved with the model (see `scheduler_to_save`). UserError: the model is
+    one that `check_trainable` refuses; nothing is written.
     """
     vae, unet, conditioner, noise, picture = components
     check_trainable(unet, f"what is to be saved to {folder}")
     folder.mkdir(parents=True, exist_ok=True)
-    scheduler = scheduler_to_save(*noise, pixels=vae is None)
+    scheduler = scheduler_to_save(*noise, pixels=vae is None, sampling=sampling)
     entries = conditioners.save(conditioner, folder)
     kind = pipeline_class(vae, unet, scheduler, entries, picture)
     write_picture_condition(folder, picture)
@@ -56,25 +58,39 @@ def save_components(folder: Path, components: Components) -> None:
 
 
 def scheduler_to_save(
-    schedule: ScheduleConfig, prediction_type: PredictionType, variance: VarianceType, *, pixels: bool
+    schedule: ScheduleConfig,
+    prediction_type: PredictionType,
+    variance: VarianceType,
+    *,
+    pixels: bool,
+    sampling: Mapping[str, Any] | None = None,
 ) -> Any:
     """Return the diffusers scheduler that is saved with a model.
 
-    With this scheduler diffusers clips the predicted x_0 as ldm_kit does: to [-1, 1], in pixel models alone.
+    With this scheduler diffusers clips the predicted x_0 as ldm_kit does: in pixel models alone, to [-1, 1], or by
+    dynamic thresholding, or not at all.
 
     Args:
         schedule: noise schedule that the network was trained on.
         prediction_type: what the network predicts.
         variance: type of the variance of ddpm's steps.
         pixels: whether it is a pixel model.
+        sampling: the sampling options saved with the model, of which `clip` and those of dynamic thresholding are read;
+            None: the defaults.
 
     Raises:
         UserError: diffusers has no scheduler for this combination, or `schedule` does not allow the prediction type.
     """
     scheduler: Any = saved_scheduler(schedule, prediction_type, variance)
-    if "clip_sample" not in scheduler.config:
-        return scheduler
-    return type(scheduler).from_config(scheduler.config, clip_sample=pixels)
+    options = SamplerOptions.model_validate({k: v for k, v in (sampling or {}).items() if k in _CLIPPING})
+    settings: dict[str, Any] = {"clip_sample": pixels and options.clip not in ("none", "dynamic")}
+    if pixels and options.clip == "dynamic":
+        settings |= {"thresholding": True, **{name: getattr(options, name) for name in OF_THRESHOLD}}
+    settings = {name: value for name, value in settings.items() if name in scheduler.config}
+    return type(scheduler).from_config(scheduler.config, **settings) if settings else scheduler
+
+
+_CLIPPING = ("clip", *OF_THRESHOLD)
 
 
 def scheduler_entry(scheduler: Any) -> tuple[str, str]:
