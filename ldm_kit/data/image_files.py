@@ -80,26 +80,26 @@ Colour = Annotated[str, AfterValidator(_check_colour)]  # the type of a colour i
 
 def load_image(
     path: Path | Encoded | str,
-    resolution: int,
+    resolution: int | tuple[int, int],
     channels: int = 3,
     background: str = "white",
     pixel_limit: int = PIXEL_LIMIT,
 ) -> Tensor:
-    """Load an image file, or the bytes of one, as a square picture.
+    """Load an image file, or the bytes of one, as a picture of a given size.
 
     The image is turned by its EXIF orientation, converted from its colour profile to sRGB, scaled (Lanczos,
-    antialiased) so that its shorter side has `resolution` pixels, and cropped to the centre. Of an animation, the first
+    antialiased) so that it just covers the size, and cropped to the centre. Of an animation, the first
     frame is used.
 
     Args:
         path: the file, or its bytes.
-        resolution: pixels along each side.
+        resolution: pixels along each side of a square picture; or height and width.
         channels: 1 grey, 3 RGB, 4 RGBA.
         background: colour under transparent pixels (a name or #rrggbb), unless channels is 4.
         pixel_limit: most pixels that the header may promise; checked before anything is decoded.
 
     Returns:
-        uint8 [channels, resolution, resolution].
+        uint8 [channels, height, width].
 
     Raises:
         BadPicture: the file does not exist, is no image, is truncated, or has more than `pixel_limit` pixels.
@@ -109,18 +109,27 @@ def load_image(
         raise UserError(f"channels is {channels}; expected 1 (grey), 3 (RGB) or 4 (RGBA)")
     rgb = colour(background)
     path = path if isinstance(path, Encoded) else Path(path)
-    return square(decode(path, pixel_limit).image, resolution, channels, rgb)
+    return fitted(decode(path, pixel_limit).image, resolution, channels, rgb)
 
 
-def square(image: Image.Image, resolution: int, channels: int, background: tuple[int, int, int] = _WHITE) -> Tensor:
-    """Scale (Lanczos) and centre-crop a decoded image to a square picture, uint8 [channels, resolution, resolution].
+def fitted(
+    image: Image.Image,
+    resolution: int | tuple[int, int],
+    channels: int,
+    background: tuple[int, int, int] = _WHITE,
+) -> Tensor:
+    """Scale (Lanczos) and centre-crop a decoded image to a given size, uint8 [channels, height, width].
 
-    `channels` is 1 (grey), 3 (RGB) or 4 (RGBA). `background` is the colour (red, green, blue), 0..255, under
-    transparent pixels, unless `channels` is 4.
+    Args:
+        image: the image.
+        resolution: pixels along each side of a square picture; or height and width.
+        channels: 1 (grey), 3 (RGB) or 4 (RGBA).
+        background: colour (red, green, blue), 0..255, under transparent pixels, unless `channels` is 4.
     """
+    height, width = (resolution, resolution) if isinstance(resolution, int) else resolution
     flat = _to_mode(image, channels, background)
-    fitted = ImageOps.fit(flat, (resolution, resolution), Image.Resampling.LANCZOS)
-    pixels = np.array(fitted, dtype=np.uint8).reshape(resolution, resolution, channels)
+    scaled = ImageOps.fit(flat, (width, height), Image.Resampling.LANCZOS)
+    pixels = np.array(scaled, dtype=np.uint8).reshape(height, width, channels)
     return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
 
 

@@ -12,7 +12,6 @@ from typing import get_args
 import torch
 from torch import Tensor
 
-from autoencoder.base import reduction
 from ldm_kit.config import UserError
 from ldm_kit.diffusion.denoiser import Denoiser, times_like
 from ldm_kit.diffusion.pdae import pdae_grid
@@ -91,14 +90,6 @@ def sampling_times(pipeline: Pipeline, options: ResolvedOptions, strength: float
         return list(options.timesteps)
     share = max(1, round(pipeline.schedule_config.num_train_timesteps * strength))
     return timesteps(share, min(options.steps, share), options.spacing)
-
-
-def picture_shape(pipeline: Pipeline) -> tuple[int, int]:
-    """Return (channels, pixels along each side) of the pictures that a model samples."""
-    channels, side, _ = pipeline.latent_shape
-    if pipeline.vae is None:
-        return channels, side
-    return pipeline.vae.config["in_channels"], side * reduction(pipeline.vae)
 
 
 @torch.no_grad()

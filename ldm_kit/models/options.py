@@ -13,6 +13,7 @@ from pydantic import Field, model_validator
 from ldm_kit.config import UserError, check
 from ldm_kit.diffusion.respacing import Spacing, respaced_timesteps
 from ldm_kit.models.sampler_options import OF_CONDITION, UNTRAINED_NULL, SamplerOptions, check_scale, own_settings
+from ldm_kit.models.sizes import SizeOptions
 from ldm_kit.solvers.table import DIFFUSERS_PREFIX, find_sampler, names_where
 
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ _SCALES = ("guidance_scale", "guidance_scales")
 DEFAULT_LEVEL = 20  # noise level of a picture that is upscaled, as in diffusers' StableDiffusionUpscalePipeline
 
 
-class SamplingOptions(SamplerOptions):
+class SamplingOptions(SizeOptions, SamplerOptions):
     """How pictures are sampled. Options that are not given, "auto" or None are decided for a model by `resolve`.
 
     `classifier_scale`, `classifier_class` (the class to guide to) and `algorithm` are for a noisy classifier (Dhariwal
@@ -150,6 +151,8 @@ class SamplingOptions(SamplerOptions):
     def _decided(self, model: "Pipeline") -> dict[str, Any]:
         """Return {name: value}: what the options that are "auto" or None here become for `model`."""
         decided: dict[str, Any] = {}
+        if (self.height, self.width) != (None, None):
+            decided |= dict(zip(("height", "width"), self.size(model), strict=True))
         if self.clip == "auto":
             decided["clip"] = "clip" if model.vae is None else "none"
         if model.classifier is not None and self.classifier_scale is None:

@@ -62,7 +62,12 @@ class PipelineParts:
     @property
     def resolution(self) -> int:
         """Pixels along each side of a picture, at the size that the U-Net was trained on."""
-        return self.latent_shape[1] * (1 if self.vae is None else reduction(self.vae))
+        return self.latent_shape[1] * self.reduction
+
+    @property
+    def reduction(self) -> int:
+        """Ratio of a picture's side to its latent's; 1 without an autoencoder."""
+        return 1 if self.vae is None else reduction(self.vae)
 
     @property
     def channels(self) -> int:
