@@ -23,6 +23,7 @@ from ldm_kit.data.image_kinds import FORMATS, formats_of
 
 PIXEL_LIMIT = 64_000_000  # default for the most pixels that the header of an image file may promise
 _WHITE = (255, 255, 255)
+_ORIENTATION, _TURNED = 0x0112, (5, 6, 7, 8)  # EXIF's tag of the orientation, and its values that swap width and height
 _MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 _BOMBS = (Image.DecompressionBombError, Image.DecompressionBombWarning)
 _BROKEN = (OSError, SyntaxError, ValueError, TypeError, EOFError, KeyError, IndexError, struct.error, zlib.error)
@@ -165,6 +166,17 @@ def check_header(path: Path | Encoded, pixel_limit: int) -> Profile | None:
     """
     with _open_checked(path, pixel_limit) as image:
         return conversion_of(image).profile
+
+
+def image_size(path: Path | Encoded, pixel_limit: int) -> tuple[int, int]:
+    """Return height and width of an image, turned by its EXIF orientation; raises BadPicture if it cannot be read."""
+    with _open_checked(path, pixel_limit) as image:
+        width, height = image.size
+        try:
+            turned = image.getexif().get(_ORIENTATION) in _TURNED
+        except _BROKEN as error:
+            raise BadPicture(path, f"broken or truncated image ({_short_text(error)})") from None
+    return (width, height) if turned else (height, width)
 
 
 def _open_checked(path: Path | Encoded, pixel_limit: int) -> Image.Image:

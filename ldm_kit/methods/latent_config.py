@@ -64,6 +64,7 @@ class LatentRun(ConditionedRun, NoisedRun):
     """Config of a run that trains a denoiser of latents or, without an autoencoder, of pixels."""
 
     combines: ClassVar[bool] = True
+    takes_buckets: ClassVar[bool] = True
 
     method: Literal["latent"] = Field(default="latent", description="diffusion of latents, or of pixels")
     init: str | None = INIT
@@ -166,6 +167,13 @@ class LatentRun(ConditionedRun, NoisedRun):
                 f"{self.lora.rank}: AdamW trains them all, at optim.lr {self.optim.lr:g}"
             )
         return cautions
+
+    @model_validator(mode="after")
+    def _check_shapes(self) -> "LatentRun":
+        if getattr(self.data, "buckets", None) is not None and self.condition.picture is not None:
+            kind = self.condition.picture.kind
+            raise ValueError(f"condition of kind {kind} is for square pictures; leave data.buckets out")
+        return self
 
     @model_validator(mode="after")
     def _check_saved(self) -> "LatentRun":

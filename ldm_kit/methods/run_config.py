@@ -41,6 +41,18 @@ class RunConfig(Config):
         """Whether the run uses captions or classes; if not, a picture whose caption cannot be read is used too."""
         return True
 
+    takes_buckets: ClassVar[bool] = False
+    """Whether the method trains on pictures of several shapes."""
+
+    @model_validator(mode="after")
+    def _check_buckets(self) -> Self:
+        buckets = getattr(self.data, "buckets", None)
+        if buckets is not None and not self.takes_buckets:
+            raise ValueError("data.buckets is for method latent, and other methods train on squares; leave it out")
+        if buckets is not None:
+            buckets.sizes(self.data.resolution)
+        return self
+
     def cautions(self) -> list[str]:
         """Return a warning for each setting that has no effect in a run of `train.steps` steps.
 
