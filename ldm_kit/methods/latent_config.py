@@ -11,6 +11,7 @@ from ldm_kit.diffusion.loss import LossName
 from ldm_kit.diffusion.prediction import PredictionType
 from ldm_kit.methods.lora_config import LoraConfig
 from ldm_kit.methods.run_config import INIT, ConditionedRun, NoisedRun, check_saved, check_steps
+from ldm_kit.models.flow_shift import SHIFTS
 from ldm_kit.models.sampler_options import GuidanceRange, SamplerOptions, check_interval, check_scale
 from ldm_kit.models.saved_sampling import GUIDANCE, SavedSampling
 from ldm_kit.nets.unet import UNetConfig
@@ -115,6 +116,8 @@ class LatentRun(ConditionedRun, NoisedRun):
     @model_validator(mode="after")
     def _check_schedule(self) -> "LatentRun":
         check_steps(self.sample.steps, self.schedule)
+        if self.schedule.kind != "flow" and (shift := self.sample._given(SHIFTS)):
+            raise ValueError(f"sample.{shift} is for schedule.kind flow, and it is {self.schedule.kind}")
         self.schedule.check_target(self.prediction_type)
         return self
 

@@ -93,6 +93,11 @@ class NoisedRun(RunConfig):
         description="density from which training timesteps are drawn",
     )
 
+    @model_validator(mode="after")
+    def _check_shift(self) -> Self:
+        check_shift(self.timestep_sampling, self.schedule)
+        return self
+
 
 class ConditionedRun(RunConfig):
     """Config of a run that trains a denoiser under a condition (text or class), or without one.
@@ -137,6 +142,19 @@ class ConditionedRun(RunConfig):
                 "trained: the model is sampled without guidance"
             )
         return warnings
+
+
+def check_shift(sampling: TimestepSamplingConfig, schedule: ScheduleConfig) -> None:
+    """Check that training times are shifted under the flow schedule alone, and for a density that follows no losses.
+
+    Raises:
+        ValueError: there is a shift, but `schedule` is not flow, or the density is loss_second_moment.
+    """
+    if sampling.shift != 1 and (schedule.kind != "flow" or sampling.density == "loss_second_moment"):
+        raise ValueError(
+            f"timestep_sampling.shift is {sampling.shift:g}, which is for schedule.kind flow and a density of times "
+            f"alone; got schedule {schedule.kind} and density {sampling.density}"
+        )
 
 
 def check_any_density(sampling: TimestepSamplingConfig) -> None:

@@ -12,6 +12,7 @@ from pydantic import Field, model_validator
 
 from ldm_kit.config import UserError, check
 from ldm_kit.diffusion.respacing import Spacing, respaced_timesteps
+from ldm_kit.models.flow_shift import SHIFTS, flow_shift_of, shift_times
 from ldm_kit.models.sampler_options import OF_CONDITION, UNTRAINED_NULL, SamplerOptions, check_scale, own_settings
 from ldm_kit.models.sizes import SizeOptions
 from ldm_kit.solvers.table import DIFFUSERS_PREFIX, find_sampler, names_where
@@ -122,6 +123,7 @@ class SamplingOptions(SizeOptions, SamplerOptions):
             *(_SCALES if scaled else ("guidance_scales",) if unguided else ()),
             *(("eta",) if "solver" in given else ()),
             *(("spacing",) if (sections and "steps" in given) or self.solver.startswith(DIFFUSERS_PREFIX) else ()),
+            *(SHIFTS if self.solver.startswith(DIFFUSERS_PREFIX) else ()),
         }
         return {name: value for name, value in own.items() if name not in given and name not in stale}
 
@@ -185,10 +187,11 @@ class SamplingOptions(SizeOptions, SamplerOptions):
         """
         total = model.schedule_config.num_train_timesteps
         try:
-            return tuple(respaced_timesteps(total, self.steps, self.spacing))
+            times = respaced_timesteps(total, self.steps, self.spacing)
         except ValueError as error:
             what = f"--steps {self.steps}" if self.spacing in get_args(Spacing) else f"--spacing {self.spacing}"
             raise UserError(f"{what}: {error}") from None
+        return shift_times(times, total, flow_shift_of(self, model))
 
 
 def check_conditions(options: SamplingOptions, model: "Pipeline") -> None:

@@ -216,7 +216,8 @@ class Pipeline(PipelineParts):
         """
         check_uncast(self.unet, folder)
         noise = Noise(self.schedule_config, self.target, self.variance)
-        save_components(folder, Components(self.vae, self.unet, self.conditioner, noise, self.picture))
+        shift = self.saved.sampling.get("flow_shift", 1.0)
+        save_components(folder, Components(self.vae, self.unet, self.conditioner, noise, self.picture), shift)
         self.saved.write(folder)
 
     @classmethod

@@ -24,16 +24,21 @@ from ldm_kit.solvers.scheduler_config import saved_scheduler
 from ldm_kit.training.checkpoint import MANIFEST
 
 
-def save_components(folder: Path, components: Components) -> None:
+def save_components(folder: Path, components: Components, flow_shift: float = 1.0) -> None:
     """Write a diffusion model's components (networks, conditioner, scheduler) and model_index.json to `folder`.
 
     Each component has a sub-folder, as in diffusers, which can open the folder if `pipeline_class` names a diffusers
-    class. UserError: the model is one that `check_trainable` refuses; nothing is written.
+    class. A flow model's scheduler gets `flow_shift`, with which diffusers then samples.
+
+    Raises:
+        UserError: the model is one that `check_trainable` refuses; nothing is written.
     """
     vae, unet, conditioner, noise, picture = components
     check_trainable(unet, f"what is to be saved to {folder}")
     folder.mkdir(parents=True, exist_ok=True)
     scheduler = scheduler_to_save(*noise, pixels=vae is None)
+    if "flow_shift" in scheduler.config and flow_shift != 1:
+        scheduler = type(scheduler).from_config(scheduler.config, flow_shift=flow_shift)
     entries = conditioners.save(conditioner, folder)
     kind = pipeline_class(vae, unet, scheduler, entries, picture)
     write_picture_condition(folder, picture)
