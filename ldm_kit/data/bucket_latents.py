@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ldm_kit.data.buckets import BucketView
+from ldm_kit.data.buckets import BucketView, buckets_of
 from ldm_kit.data.images import PictureSet, digest
 from ldm_kit.data.latents import Latents
 from ldm_kit.data.tensor_store import RowIndex, TensorTable
@@ -43,13 +43,16 @@ class BucketTable:
         return table[own, view[0]] if view else table[own]
 
 
-def joined_latents(parts: Sequence[Latents], views: Sequence[BucketView], pictures: PictureSet) -> Latents:
+def joined_latents(
+    parts: Sequence[Latents], views: Sequence[BucketView], pictures: PictureSet, *, sizes: bool = False
+) -> Latents:
     """Return the latents of a whole set from those of its buckets.
 
     Args:
         parts: latents of the pictures of each of `views`.
         views: the buckets.
         pictures: the whole set.
+        sizes: whether the latents have the sizes and crops of their pictures, as conditions.
     """
     bucket, row = torch.zeros(2, len(pictures), dtype=torch.long)
     replaced: dict[int, int] = {}
@@ -63,4 +66,6 @@ def joined_latents(parts: Sequence[Latents], views: Sequence[BucketView], pictur
         BucketTable([getattr(latents, name) for latents in parts], bucket, row, side) for name in ("mean", "logvar")
     )
     key = digest([pictures.fingerprint, *(latents.fingerprint for latents in parts)])
-    return Latents(mean, logvar, key, replaced, tuple(torch.from_numpy(view.rows) for view in views))
+    groups, buckets = tuple(torch.from_numpy(view.rows) for view in views), buckets_of(pictures)
+    conditions = torch.from_numpy(buckets.conditions()) if sizes and buckets is not None else None
+    return Latents(mean, logvar, key, replaced, groups, conditions)

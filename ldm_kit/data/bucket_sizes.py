@@ -77,10 +77,22 @@ class Buckets(NamedTuple):
     sizes: Sequence[Size]  # height and width of each bucket
     numbers: np.ndarray[Any, Any]  # int64 [N], the bucket of each picture
     crops: np.ndarray[Any, Any]  # float64 [N], the share of each picture's area that is cropped
+    originals: np.ndarray[Any, Any]  # int64 [N, 2], height and width of each image file
 
     def take(self, rows: np.ndarray[Any, Any]) -> "Buckets":
         """Return the buckets of the pictures at `rows`."""
-        return Buckets(self.sizes, self.numbers[rows], self.crops[rows])
+        return Buckets(self.sizes, self.numbers[rows], self.crops[rows], self.originals[rows])
+
+    def conditions(self) -> np.ndarray[Any, Any]:
+        """Return each picture's sizes and crop, as SDXL is conditioned on them: float32 [N, 6].
+
+        They are height and width of the image file, top and left of the crop in pixels of the scaled image (a whole
+        number, rounded down), and height and width of the picture.
+        """
+        targets = np.array(self.sizes)[self.numbers]
+        scale = (targets / self.originals).max(1, keepdims=True)
+        corners = np.floor((self.originals * scale - targets) / 2 + 1e-9)
+        return np.concatenate([self.originals, corners, targets], 1).astype(np.float32)
 
     def counts(self) -> list[tuple[int, int, int]]:
         """Return height, width and number of pictures of each bucket."""
@@ -104,4 +116,4 @@ def assign(originals: np.ndarray[Any, Any], sizes: Sequence[Size]) -> Buckets:
     ratios = np.log([width / height for height, width in sizes])
     own = np.log(originals[:, 1] / originals[:, 0])
     numbers = np.searchsorted((ratios[1:] + ratios[:-1]) / 2, own)
-    return Buckets(sizes, numbers, 1 - np.exp(-np.abs(own - ratios[numbers])))
+    return Buckets(sizes, numbers, 1 - np.exp(-np.abs(own - ratios[numbers])), originals)

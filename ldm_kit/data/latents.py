@@ -54,6 +54,7 @@ class Latents:
     fingerprint: str  # hash of all that mean and log-variance depend on
     replaced: Mapping[int, int] = field(default_factory=dict)  # index of a broken picture -> that of its replacement
     groups: Sequence[Tensor] = ()  # indices of the latents of each shape; empty: all have one
+    sizes: Tensor | None = None  # [N, 6] sizes and crops of the pictures (`Buckets.conditions`); None: not needed
 
     def __len__(self) -> int:
         return len(self.mean)
@@ -98,13 +99,15 @@ class LatentBatches:
         Returns:
             {"mean", "logvar": mean and log-variance of the latents' posterior, float32 [B, Z, h, w] each (Z channels),
             "inputs": the conditioner's inputs {name: [B, ...]}, "position": int64 [B]}, and "picture" [B, C, R, R] if
-            there are `pictures`, of the same view as the latents.
+            there are `pictures`, of the same view as the latents, and "sizes" [B, 6] if the latents have them.
         """
         position, index = torch.tensor(samples).unbind(1)
         has_mirrored = self.latents.mean.shape[1] > 1
         view = flips(self.seed, position).long() if has_mirrored else torch.zeros_like(index)
         mean, logvar = self.latents.mean[index, view].float(), self.latents.logvar[index, view].float()
         batch = {"mean": mean, "logvar": logvar, "inputs": self.inputs_at(index), "position": position}
+        if self.latents.sizes is not None:
+            batch["sizes"] = self.latents.sizes[sources(index, self.latents.replaced)]
         if self.pictures is None:
             return batch
         return {**batch, "picture": self.pictures[sources(index, self.latents.replaced), view].float()}

@@ -88,7 +88,8 @@ class FirstStage:
             latents = [self._latents(view.pictures, name, view) for view in views]
         if name == "train" and self.vae is not None:
             _check_normalised(latents, self.config)
-        return joined_latents(latents, views, pictures) if views else latents[0]
+        sizes = getattr(self.config, "size_condition", False)
+        return joined_latents(latents, views, pictures, sizes=sizes) if views else latents[0]
 
     def _latents(self, pictures: PictureSet, name: str, bucket: BucketView | None = None) -> Latents:
         """Return the latents of pictures of one shape, which are all, or those of a bucket."""

@@ -98,6 +98,10 @@ class LatentRun(ConditionedRun, NoisedRun):
         description="the guidance scale as an input of the network: sampling takes one evaluation a step at any scale; "
         "null: classifier-free guidance, two evaluations",
     )
+    size_condition: bool = Field(
+        default=False,
+        description="the network takes each picture's original size, crop and size, as SDXL does; needs data.buckets",
+    )
     sample: SampleConfig = SampleConfig()
 
     @property
@@ -170,6 +174,15 @@ class LatentRun(ConditionedRun, NoisedRun):
                 f"{self.lora.rank}: AdamW trains them all, at optim.lr {self.optim.lr:g}"
             )
         return cautions
+
+    @model_validator(mode="after")
+    def _check_sizes(self) -> "LatentRun":
+        if self.size_condition and getattr(self.data, "buckets", None) is None:
+            raise ValueError("size_condition needs the sizes of the image files, which only data.buckets reads")
+        for name, value in (("init", self.init), ("guidance", self.guidance)):
+            if self.size_condition and value is not None:
+                raise ValueError(f"size_condition does not go with {name}; leave one of them out")
+        return self
 
     @model_validator(mode="after")
     def _check_shapes(self) -> "LatentRun":

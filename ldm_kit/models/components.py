@@ -17,6 +17,7 @@ from ldm_kit.config import UserError
 from ldm_kit.models.folder import CLASSIFIER, INDEX, SEMANTIC, ModelFolder, Noise, entry_of, read_json
 from ldm_kit.models.picture_condition import read_picture_condition
 from ldm_kit.nets.adm import AdmUNet
+from ldm_kit.nets.size_embedding import takes_sizes
 from ldm_kit.nets.unet import takes_level
 
 FIRST_STAGE: Mapping[str, Any] = {"AutoencoderKL": AutoencoderKL, "VQModel": VQModel}
@@ -163,7 +164,8 @@ def check_fit(folder: ModelFolder, components: Components) -> None:
         ("attends to tokens", width, conditioner.width),
         ("takes a vector", _vector_width(unet), conditioner.vector_width),
     ):
-        if of_unet != of_conditioner:
+        sizes = what == "takes a vector" and width is not None and takes_sizes(unet, of_conditioner)
+        if of_unet != of_conditioner and not sizes:
             raise UserError(
                 f"{folder}: the U-Net {what} of width {of_unet}, but the conditioner's have {of_conditioner}"
             )

@@ -14,7 +14,7 @@ from ldm_kit.config import UserError, check
 from ldm_kit.diffusion.respacing import Spacing, respaced_timesteps
 from ldm_kit.models.flow_shift import SHIFTS, flow_shift_of, shift_times
 from ldm_kit.models.sampler_options import OF_CONDITION, UNTRAINED_NULL, SamplerOptions, check_scale, own_settings
-from ldm_kit.models.sizes import SizeOptions
+from ldm_kit.models.sizes import SizeConditionOptions
 from ldm_kit.solvers.table import DIFFUSERS_PREFIX, find_sampler, names_where
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ _SCALES = ("guidance_scale", "guidance_scales")
 DEFAULT_LEVEL = 20  # noise level of a picture that is upscaled, as in diffusers' StableDiffusionUpscalePipeline
 
 
-class SamplingOptions(SizeOptions, SamplerOptions):
+class SamplingOptions(SizeConditionOptions, SamplerOptions):
     """How pictures are sampled. Options that are not given, "auto" or None are decided for a model by `resolve`.
 
     `classifier_scale`, `classifier_class` (the class to guide to) and `algorithm` are for a noisy classifier (Dhariwal
@@ -208,6 +208,9 @@ def check_conditions(options: SamplingOptions, model: "Pipeline") -> None:
         )
     if options.noise_level is not None and (model.picture is None or not model.picture.takes_level):
         raise UserError("--noise_level is for models that upscale a picture, and this is none")
+    idle = options._given(("original_size", "crop"))
+    if idle is not None and not model.takes_sizes:
+        raise UserError(f"--{idle} is for models conditioned on sizes of pictures, and this is none")
 
 
 class ResolvedOptions(SamplingOptions):

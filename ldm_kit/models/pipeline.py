@@ -37,6 +37,7 @@ from ldm_kit.models.picture_condition import Pictures, check_pictures, finished,
 from ldm_kit.models.pipeline_parts import PipelineParts
 from ldm_kit.models.saved_sampling import SavedSampling
 from ldm_kit.models.saving import check_uncast, save_components
+from ldm_kit.models.size_condition import check_same_sizes, with_size_condition
 from ldm_kit.models.sizes import latent_shape_at
 from ldm_kit.nets.apply import apply_unet
 from ldm_kit.nets.casting import cast_weights, is_cast
@@ -63,6 +64,8 @@ class Pipeline(PipelineParts):
         if self.picture is not None and maps is None:
             needed = self.picture.describe((self.resolution, self.resolution))
             raise UserError(f"this model is conditioned on a picture; expected {needed}")
+        if self.takes_sizes and (maps is None or maps.sizes is None):
+            raise UserError("this model is conditioned on sizes of pictures, as sample.py samples it; expected another")
         condition = self.conditioner(**{name: value.to(self.device) for name, value in inputs.items()})
         for value in (condition.tokens, condition.vector):
             if value is not None:
@@ -94,6 +97,7 @@ class Pipeline(PipelineParts):
             compatibility.check_compatible("the guide model", autoguidance_model.space, self.space)
             compatibility.check_same_condition(autoguidance_model.conditioner, self.conditioner)
             compatibility.check_same_picture(autoguidance_model.picture, self.picture)
+            check_same_sizes(autoguidance_model, self)
         return replace(self, classifier=classifier, autoguidance_model=autoguidance_model)
 
     def denoiser(self, options: ResolvedOptions | None = None) -> NetworkDenoiser:
@@ -154,7 +158,7 @@ class Pipeline(PipelineParts):
         """
         size = options.size(self)
         given = with_level(self.picture, check_pictures(self, pictures, len(prompts), size), options.noise_level)
-        maps = picture_maps(self, given, seeds, size)
+        maps = with_size_condition(self, options, picture_maps(self, given, seeds, size), len(prompts))
         denoiser, gradient = self.guided_denoiser(prompts, options, maps), classifier_gradient(self, prompts, options)
         if gradient is not None and options.algorithm == 2:
             denoiser, gradient = ClassifierGuided(denoiser, gradient), None

@@ -17,6 +17,8 @@ from ldm_kit.models.classifier import NoisyClassifier, first_stage_of
 from ldm_kit.models.compatibility import LatentSpace
 from ldm_kit.models.saved_sampling import SavedSampling
 from ldm_kit.nets.guidance_embedding import takes_guidance_scale
+from ldm_kit.nets.size_embedding import takes_sizes
+from ldm_kit.nets.unet import takes_level
 
 if TYPE_CHECKING:
     from ldm_kit.models.pipeline import Pipeline
@@ -52,6 +54,11 @@ class PipelineParts:
     def takes_scale(self) -> bool:
         """Whether the U-Net takes the guidance scale as input."""
         return takes_guidance_scale(self.unet)
+
+    @property
+    def takes_sizes(self) -> bool:
+        """Whether the U-Net takes the sizes and the crop of a picture as a condition."""
+        return takes_sizes(self.unet, self.conditioner.vector_width) and not takes_level(self.unet)
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:

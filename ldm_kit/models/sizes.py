@@ -6,7 +6,7 @@ at import, as `--help` must not wait for it.
 
 from typing import TYPE_CHECKING, Any
 
-from pydantic import Field
+from pydantic import Field, ValidationInfo, field_validator
 
 from ldm_kit.config import Config, UserError
 
@@ -46,6 +46,28 @@ class SizeOptions(Config):
                 f"{size[1]} x {size[0]}; leave them out"
             )
         return size
+
+
+class SizeConditionOptions(SizeOptions):
+    """Height and width, and the sizes that a model is conditioned on, if it is (SDXL's micro-conditions)."""
+
+    original_size: tuple[int, int] | None = Field(
+        default=None,
+        description="for models conditioned on sizes: HEIGHT WIDTH of the image file that the sample is as if made "
+        "from; left out: that of the sample",
+    )
+    crop: tuple[int, int] | None = Field(
+        default=None,
+        description="for models conditioned on sizes: TOP LEFT, pixels that are as if cropped; left out: 0 0",
+    )
+
+    @field_validator("original_size", "crop")
+    @classmethod
+    def _whole_sizes(cls, pair: tuple[int, int] | None, info: ValidationInfo) -> tuple[int, int] | None:
+        least = 1 if info.field_name == "original_size" else 0
+        if pair is not None and min(pair) < least:
+            raise ValueError(f"expected two whole numbers of {least} or more")
+        return pair
 
 
 def halvings(unet: Any) -> int:

@@ -123,6 +123,21 @@ def test_pictures_that_would_lose_more_are_left_out_and_named(pictures, caplog):
     assert "1 pictures are left out, as more than 24% of their area would be cropped" in caplog.text
     assert len(split.train) == len(ORIGINALS) * 2
     assert "long.png" not in {record.name for record in split.train.records}
+    (pictures / "val").mkdir()
+    Image.new("RGB", (30, 90), "red").save(pictures / "val" / "high.png")
+    picture((16, 16), 0).save(pictures / "val" / "square.png")
+    (pictures / "train").mkdir()
+    for path in pictures.glob("*.png"):
+        path.rename(pictures / "train" / path.name)
+    named = folder.load(config(pictures))
+    assert [record.name for record in named.heldout.records] == ["val/square.png"]
+    assert len(named.train) == len(ORIGINALS) * 2
+    for path in (pictures / "train").glob("*.png"):
+        path.rename(pictures / path.name)
+    (pictures / "train").rmdir()
+    for path in (pictures / "val").glob("*.png"):
+        path.unlink()
+    (pictures / "val").rmdir()
     wide = folder.load(config(pictures, heldout=0.0, buckets={**BUCKETS, "max_crop": 0.5}))
     assert len(wide.train) == len(ORIGINALS) * 2 + 1
     assert wide.train.fingerprint != split.train.fingerprint

@@ -67,6 +67,16 @@ def test_the_seed_decides_the_order_of_batches_and_within_groups():
     assert turns[0] != turns[1]
 
 
+def test_each_pass_through_a_group_has_an_order_of_its_own():
+    order = GroupOrder(1, (50,), 50)
+    first, second = ([order.sample(p) for p in range(start, start + 50)] for start in (0, 50))
+    assert sorted(first) == sorted(second)
+    assert first != second
+    order = GroupOrder(1, (50, 50), 50)
+    orders = {order.batch_of(step)[0]: [order.sample(50 * step + i)[1] for i in range(50)] for step in (0, 1)}
+    assert orders[0] != orders[1], "each group too"
+
+
 def test_batches_of_a_group_do_not_stand_together():
     groups = [GroupOrder(0, (800, 800), 8).batch_of(step)[0] for step in range(200)]
     assert groups.count(0) == 100
