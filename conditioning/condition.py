@@ -6,6 +6,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+_NAMES = ("tokens", "mask", "vector", "concat", "level", "sizes")
+
 
 class ConditioningError(ValueError):
     """A mistake that the user can correct: an unknown class, an encoder that cannot be loaded, mismatched inputs."""
@@ -26,6 +28,7 @@ class Condition:
     vector: Tensor | None = None  # [B, D] added to the time embedding
     concat: Tensor | None = None  # [B, C, h, w] concatenated to the input
     level: Tensor | None = None  # [B] noise level of `concat`, embedded as the timestep is
+    sizes: Tensor | None = None  # [B, 6] height and width of the original, top and left of the crop, height and width
 
     def __post_init__(self) -> None:
         sizes = {len(value) for value in self._fields() if value is not None}
@@ -87,7 +90,7 @@ class Condition:
         Raises:
             ConditioningError: both have a tensor of the same name.
         """
-        pairs = [*zip(("tokens", "mask", "vector", "concat", "level"), self._fields(), other._fields(), strict=True)]
+        pairs = [*zip(_NAMES, self._fields(), other._fields(), strict=True)]
         if both := [name for name, own, others in pairs if own is not None and others is not None]:
             raise ConditioningError(f"two conditions have {both[0]}, of which a denoiser takes one")
         return Condition(*(others if own is None else own for _, own, others in pairs))
@@ -99,15 +102,15 @@ class Condition:
         Raises:
             ConditioningError: one condition has a tensor (say, a vector) that another lacks.
         """
-        present = {tuple(value is None for value in (c.tokens, c.vector, c.concat, c.level)) for c in conditions}
+        present = {tuple(value is None for value in (c.tokens, *c._fields()[2:])) for c in conditions}
         if len(present) > 1:
             raise ConditioningError("conditions can be joined only if all of them have the same tensors")
         tokens, mask = _cat_tokens(conditions)
-        rest = ([getattr(c, name) for c in conditions] for name in ("vector", "concat", "level"))
+        rest = ([getattr(c, name) for c in conditions] for name in _NAMES[2:])
         return Condition(tokens, mask, *map(_cat, rest))
 
     def _fields(self) -> tuple[Tensor | None, ...]:
-        return self.tokens, self.mask, self.vector, self.concat, self.level
+        return self.tokens, self.mask, self.vector, self.concat, self.level, self.sizes
 
     def _map(self, function: Callable[[Tensor], Tensor]) -> "Condition":
         return Condition(*(None if value is None else function(value) for value in self._fields()))

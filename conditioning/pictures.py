@@ -151,32 +151,40 @@ class PictureCondition(BaseModel, ABC, frozen=True, extra="forbid", allow_inf_na
         """Return sampled pictures [B, C, R, R], combined with what was given, in the same units; here unchanged."""
         return pictures
 
-    def describe(self, resolution: int) -> str:
-        """Return what a user gives, as messages call it, for samples of side `resolution`."""
-        side = self.side(resolution)
-        return f"{' and '.join(f'--{name}' for name in self.given)} of {side} x {side} pixels"
+    def sides(self, size: tuple[int, int]) -> tuple[int, int]:
+        """Return height and width of the picture that a user gives, for samples of a size (height, width).
 
-    def check(self, shapes: Mapping[str, tuple[int, ...]], resolution: int, channels: int) -> None:
+        Raises:
+            ConditioningError: no such picture exists.
+        """
+        return self.side(size[0]), self.side(size[1])
+
+    def describe(self, size: tuple[int, int]) -> str:
+        """Return what a user gives, as messages call it, for samples of a size (height, width)."""
+        height, width = self.sides(size)
+        return f"{' and '.join(f'--{name}' for name in self.given)} of {width} x {height} pixels"
+
+    def check(self, shapes: Mapping[str, tuple[int, ...]], size: tuple[int, int], channels: int) -> None:
         """Check the pictures that a user gives.
 
         Args:
-            shapes: shape of each of them by name: [N, C, r, r] of the image, [N, 1, r, r] of the mask.
-            resolution: pixels along each side of a sample.
+            shapes: shape of each of them by name: [N, C, h, w] of the image, [N, 1, h, w] of the mask.
+            size: height and width of a sample in pixels.
             channels: channels C of a sample.
 
         Raises:
             ConditioningError: one is missing, or not wanted, or of another size.
         """
         if missing := [name for name in self.given if name not in shapes]:
-            raise ConditioningError(f"condition.kind {self.kind} needs --{missing[0]}; {self.describe(resolution)}")
+            raise ConditioningError(f"condition.kind {self.kind} needs --{missing[0]}; {self.describe(size)}")
         if idle := [name for name in shapes if name not in self.given]:
-            raise ConditioningError(f"--{idle[0]} is not for condition.kind {self.kind}; {self.describe(resolution)}")
-        side = self.side(resolution)
+            raise ConditioningError(f"--{idle[0]} is not for condition.kind {self.kind}; {self.describe(size)}")
+        sides = self.sides(size)
         for name, shape in shapes.items():
-            expected = (1 if name == MASK else channels, side, side)
+            expected = (1 if name == MASK else channels, *sides)
             if shape[1:] != expected:
                 raise ConditioningError(
-                    f"--{name} is {_size(shape)}, but this model samples {resolution} x {resolution} pixels and takes "
+                    f"--{name} is {_size(shape)}, but this model samples {size[1]} x {size[0]} pixels and takes "
                     f"{_size((1, *expected))}"
                 )
 

@@ -12,6 +12,7 @@ from conditioning.combined_config import CombinedConfig
 from conditioning.labels import ClassConfig
 from conditioning.none import NoConfig
 from conditioning.pretrained import PretrainedTextConfig
+from ldm_kit.data.folder import FolderConfig
 from ldm_kit.data.openmoji.dataset import OpenMojiConfig
 from ldm_kit.demo import __main__ as demo
 from ldm_kit.methods import read_run
@@ -71,7 +72,12 @@ def latents_of(config: NoisedRun) -> tuple[int, int]:
         return 3 if isinstance(config.data, OpenMojiConfig) else config.data.channels, config.data.resolution
     first = [stage for stage in (*STAGE_1.values(), DEMO_STAGE_1) if stage.run == config.autoencoder]
     assert len(first) == 1, f"{config.autoencoder} is the run of no config here"
-    assert first[0].data == config.data
+    data = config.data
+    if isinstance(data, FolderConfig) and data.buckets is not None:  # the autoencoder trains on squares
+        step = first[0].autoencoder.resolution // first[0].autoencoder.side * config.unet.factor
+        assert data.buckets.step % step == 0
+        data = data.model_copy(update={"buckets": None})
+    assert first[0].data == data
     return first[0].autoencoder.latent_channels, first[0].autoencoder.side
 
 

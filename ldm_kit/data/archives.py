@@ -20,10 +20,11 @@ from pydantic import AfterValidator, Field
 from torch import Tensor
 from tqdm import tqdm
 
-from ldm_kit.config import Config, UserError, cache_dir
+from ldm_kit.config import UserError, cache_dir
 from ldm_kit.data import atomic, peers
 from ldm_kit.data.archive_rows import ArchiveReader, Row, Rows
 from ldm_kit.data.bad_pictures import check_bad_share, skip_or_raise
+from ldm_kit.data.buckets import ArchiveFiles, BucketedConfig, bucketed, within_crop
 from ldm_kit.data.colour_profiles import Profile, ProfileCounts
 from ldm_kit.data.file_patterns import find_files
 from ldm_kit.data.image_files import PIXEL_LIMIT, BadPicture, Colour, Encoded, check_header, load_image
@@ -37,7 +38,7 @@ CODE_VERSION = 1  # part of a picture set's fingerprint; raise it whenever pixel
 INDEX_VERSION = 2  # raise it whenever the contents of an index change
 
 
-class ArchiveConfig(Config):
+class ArchiveConfig(BucketedConfig):
     """Options shared by the data sources that read archives of pictures (tar shards, parquet files)."""
 
     path: Annotated[Path, AfterValidator(Path.expanduser)] = Field(
@@ -58,9 +59,7 @@ class ArchiveConfig(Config):
     named_splits: bool = Field(
         default=True, description="files or folders named train, val and test are that split; false: all are one set"
     )
-    on_bad: Literal["skip", "raise"] = Field(
-        default="skip", description="what to do with a picture that cannot be read"
-    )
+    on_bad: Literal["skip", "raise"] = Field(default="skip", description="what an unreadable picture leads to")
     max_bad_share: float = Field(
         default=0.01, ge=0, le=1, description="stop if a larger share is bad; above 0, one bad picture always passes"
     )
@@ -161,7 +160,8 @@ def load(config: ArchiveConfig, reader: ArchiveReader, suffix: str) -> Split:
         row_roles = named_members([row[0] for index in indexes.values() for row in index.rows], config.path)
     paths, settings = [files[name] for name in roles], profiles.settings
     pictures = _picture_set(indexes, paths, row_roles, reader, config, profile_settings=settings)
-    return readable(named_split(pictures, row_roles, config.heldout, config.path), config)
+    shaped = bucketed(pictures, config, ArchiveFiles(pictures))
+    return readable(within_crop(named_split(shaped, row_roles, config.heldout, config.path), config), config)
 
 
 def _picture_set(

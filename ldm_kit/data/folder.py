@@ -22,10 +22,11 @@ from pydantic import AfterValidator, Field
 from torch import Tensor
 from tqdm import tqdm
 
-from ldm_kit.config import Config, cache_dir
+from ldm_kit.config import cache_dir
 from ldm_kit.data import peers, tensor_cache
 from ldm_kit.data.bad_pictures import check_bad_share, skip_or_raise
 from ldm_kit.data.batches import chunks
+from ldm_kit.data.buckets import BucketedConfig, FolderFiles, bucketed, within_crop
 from ldm_kit.data.colour_profiles import Profile, ProfileCounts
 from ldm_kit.data.folder_cache import folder_stamp
 from ldm_kit.data.folder_check import ROUND, Contents, folder_index
@@ -41,7 +42,7 @@ from ldm_kit.data.splits import named_split, picture_roles, repeated
 INDEXED = 2000  # a folder of at least so many files is indexed
 
 
-class FolderConfig(Config):
+class FolderConfig(BucketedConfig):
     """Options of a data source that is a folder of the user's pictures."""
 
     source: Literal["folder"] = Field(default="folder", description="which data: a folder of pictures")
@@ -63,9 +64,7 @@ class FolderConfig(Config):
     heldout: float = Field(
         default=0.05, ge=0, lt=1, description="share held out, by a hash of names; not used if folders name splits"
     )
-    on_bad: Literal["skip", "raise"] = Field(
-        default="skip", description="what to do with a picture that cannot be read"
-    )
+    on_bad: Literal["skip", "raise"] = Field(default="skip", description="what an unreadable picture leads to")
     max_bad_share: float = Field(
         default=0.01,
         ge=0,
@@ -125,12 +124,13 @@ def load(config: FolderConfig) -> Split:
             usable or left to train on, one is bad (with `on_bad` "raise"), or more are bad than allowed.
     """
     pictures = _load(config, training=True)
+    pictures = bucketed(pictures, config, FolderFiles(config.path, pictures.records))
     names = names_of(pictures.records)
     named = picture_roles(names, config.path, CLASSES) if config.layout == "auto" else None
     roles = [None] * len(names) if named is None else named.roles
     split = named_split(pictures, roles, config.heldout, config.path)
     split = repeated(split) if find_table(config.path) is None else split
-    return readable(split, config) if isinstance(pictures, _OnDemand) else split
+    return split if isinstance(pictures, InMemory) else readable(within_crop(split, config), config)
 
 
 def load_all(config: FolderConfig) -> PictureSet:

@@ -23,6 +23,7 @@ from ldm_kit.data.image_kinds import FORMATS, formats_of
 
 PIXEL_LIMIT = 64_000_000  # default for the most pixels that the header of an image file may promise
 _WHITE = (255, 255, 255)
+_ORIENTATION, _TURNED = 0x0112, (5, 6, 7, 8)  # EXIF's tag of the orientation, and its values that swap width and height
 _MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 _BOMBS = (Image.DecompressionBombError, Image.DecompressionBombWarning)
 _BROKEN = (OSError, SyntaxError, ValueError, TypeError, EOFError, KeyError, IndexError, struct.error, zlib.error)
@@ -80,26 +81,26 @@ Colour = Annotated[str, AfterValidator(_check_colour)]  # the type of a colour i
 
 def load_image(
     path: Path | Encoded | str,
-    resolution: int,
+    resolution: int | tuple[int, int],
     channels: int = 3,
     background: str = "white",
     pixel_limit: int = PIXEL_LIMIT,
 ) -> Tensor:
-    """Load an image file, or the bytes of one, as a square picture.
+    """Load an image file, or the bytes of one, as a picture of a given size.
 
     The image is turned by its EXIF orientation, converted from its colour profile to sRGB, scaled (Lanczos,
-    antialiased) so that its shorter side has `resolution` pixels, and cropped to the centre. Of an animation, the first
+    antialiased) so that it just covers the size, and cropped to the centre. Of an animation, the first
     frame is used.
 
     Args:
         path: the file, or its bytes.
-        resolution: pixels along each side.
+        resolution: pixels along each side of a square picture; or height and width.
         channels: 1 grey, 3 RGB, 4 RGBA.
         background: colour under transparent pixels (a name or #rrggbb), unless channels is 4.
         pixel_limit: most pixels that the header may promise; checked before anything is decoded.
 
     Returns:
-        uint8 [channels, resolution, resolution].
+        uint8 [channels, height, width].
 
     Raises:
         BadPicture: the file does not exist, is no image, is truncated, or has more than `pixel_limit` pixels.
@@ -109,18 +110,27 @@ def load_image(
         raise UserError(f"channels is {channels}; expected 1 (grey), 3 (RGB) or 4 (RGBA)")
     rgb = colour(background)
     path = path if isinstance(path, Encoded) else Path(path)
-    return square(decode(path, pixel_limit).image, resolution, channels, rgb)
+    return fitted(decode(path, pixel_limit).image, resolution, channels, rgb)
 
 
-def square(image: Image.Image, resolution: int, channels: int, background: tuple[int, int, int] = _WHITE) -> Tensor:
-    """Scale (Lanczos) and centre-crop a decoded image to a square picture, uint8 [channels, resolution, resolution].
+def fitted(
+    image: Image.Image,
+    resolution: int | tuple[int, int],
+    channels: int,
+    background: tuple[int, int, int] = _WHITE,
+) -> Tensor:
+    """Scale (Lanczos) and centre-crop a decoded image to a given size, uint8 [channels, height, width].
 
-    `channels` is 1 (grey), 3 (RGB) or 4 (RGBA). `background` is the colour (red, green, blue), 0..255, under
-    transparent pixels, unless `channels` is 4.
+    Args:
+        image: the image.
+        resolution: pixels along each side of a square picture; or height and width.
+        channels: 1 (grey), 3 (RGB) or 4 (RGBA).
+        background: colour (red, green, blue), 0..255, under transparent pixels, unless `channels` is 4.
     """
+    height, width = (resolution, resolution) if isinstance(resolution, int) else resolution
     flat = _to_mode(image, channels, background)
-    fitted = ImageOps.fit(flat, (resolution, resolution), Image.Resampling.LANCZOS)
-    pixels = np.array(fitted, dtype=np.uint8).reshape(resolution, resolution, channels)
+    scaled = ImageOps.fit(flat, (width, height), Image.Resampling.LANCZOS)
+    pixels = np.array(scaled, dtype=np.uint8).reshape(height, width, channels)
     return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
 
 
@@ -156,6 +166,17 @@ def check_header(path: Path | Encoded, pixel_limit: int) -> Profile | None:
     """
     with _open_checked(path, pixel_limit) as image:
         return conversion_of(image).profile
+
+
+def image_size(path: Path | Encoded, pixel_limit: int) -> tuple[int, int]:
+    """Return height and width of an image, turned by its EXIF orientation; raises BadPicture if it cannot be read."""
+    with _open_checked(path, pixel_limit) as image:
+        width, height = image.size
+        try:
+            turned = image.getexif().get(_ORIENTATION) in _TURNED
+        except _BROKEN as error:
+            raise BadPicture(path, f"broken or truncated image ({_short_text(error)})") from None
+    return (width, height) if turned else (height, width)
 
 
 def _open_checked(path: Path | Encoded, pixel_limit: int) -> Image.Image:

@@ -53,13 +53,15 @@ class Latents:
     logvar: TensorTable  # [N, V, Z, h, w]
     fingerprint: str  # hash of all that mean and log-variance depend on
     replaced: Mapping[int, int] = field(default_factory=dict)  # index of a broken picture -> that of its replacement
+    groups: Sequence[Tensor] = ()  # indices of the latents of each shape; empty: all have one
+    sizes: Tensor | None = None  # [N, 6] sizes and crops of the pictures (`Buckets.conditions`); None: not needed
 
     def __len__(self) -> int:
         return len(self.mean)
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """Shape of one latent: (channels, height, width)."""
+        """Shape of one latent: (channels, height, width); with several shapes, that of a square of about their area."""
         z, h, w = self.mean.shape[2:]
         return z, h, w
 
@@ -97,16 +99,23 @@ class LatentBatches:
         Returns:
             {"mean", "logvar": mean and log-variance of the latents' posterior, float32 [B, Z, h, w] each (Z channels),
             "inputs": the conditioner's inputs {name: [B, ...]}, "position": int64 [B]}, and "picture" [B, C, R, R] if
-            there are `pictures`, of the same view as the latents.
+            there are `pictures`, of the same view as the latents, and "sizes" [B, 6] if the latents have them.
         """
         position, index = torch.tensor(samples).unbind(1)
         has_mirrored = self.latents.mean.shape[1] > 1
         view = flips(self.seed, position).long() if has_mirrored else torch.zeros_like(index)
         mean, logvar = self.latents.mean[index, view].float(), self.latents.logvar[index, view].float()
         batch = {"mean": mean, "logvar": logvar, "inputs": self.inputs_at(index), "position": position}
+        if self.latents.sizes is not None:
+            batch["sizes"] = self.latents.sizes[sources(index, self.latents.replaced)]
         if self.pictures is None:
             return batch
         return {**batch, "picture": self.pictures[sources(index, self.latents.replaced), view].float()}
+
+    @property
+    def groups(self) -> Sequence[Tensor]:
+        """Indices of the pictures of each shape, of which a batch holds one; empty: all have one shape."""
+        return self.latents.groups
 
     def inputs_at(self, index: Tensor) -> dict[str, Tensor]:
         """Return the conditioner's inputs, {name: [B, ...]}, for the pictures with indices `index` [B].
@@ -205,7 +214,14 @@ def _concatenated(batches: Iterable[Moments], progress: Callable[[int], object] 
     return torch.cat(means), torch.cat(logvars)
 
 
-def pixels(pictures: PictureSet, *, flip: bool = False, batch: int = 1024, most: int | None = None) -> Latents:
+def pixels(
+    pictures: PictureSet,
+    *,
+    flip: bool = False,
+    batch: int = 1024,
+    most: int | None = None,
+    size: tuple[int, int] | None = None,
+) -> Latents:
     """Return pictures as their own latents, for diffusion in pixel space.
 
     The mean is the picture in [-1, 1], the log-variance -30 (almost no noise). A set is decoded into memory, as
@@ -216,12 +232,13 @@ def pixels(pictures: PictureSet, *, flip: bool = False, batch: int = 1024, most:
         flip: whether each picture has a second, mirrored view.
         batch: number of pictures decoded at once.
         most: most pictures of a set that is decoded into memory; None: any number.
+        size: height and width of the pictures; None: they are squares.
     """
-    size = len(pictures) * pictures.channels * pictures.resolution**2
+    count = len(pictures) * pictures.channels * pictures.resolution**2
     held = pictures
-    if not isinstance(pictures, InMemory) and size <= PIXELS and (most is None or len(pictures) <= most):
+    if not isinstance(pictures, InMemory) and count <= PIXELS and (most is None or len(pictures) <= most):
         decoded = torch.cat([pictures.pictures(indices) for indices in chunks(pictures, batch)])
         held = InMemory(pictures.records, pictures.classes, decoded, pictures.fingerprint)
-    table = PixelTable(held, flip)
+    table = PixelTable(held, flip, size)
     key = f"{pictures.fingerprint} flip" if flip else pictures.fingerprint
     return Latents(table, torch.tensor(-30.0).expand(*table.shape), key, replacements(pictures))

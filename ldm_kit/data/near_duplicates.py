@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ldm_kit.config import cache_dir
 from ldm_kit.data.batches import chosen
+from ldm_kit.data.buckets import square_split
 from ldm_kit.data.images import PictureSet, Split
 from ldm_kit.data.tensor_cache import cached, key_of
 
@@ -52,6 +53,7 @@ def find_leaks(split: Split) -> Leaks:
     Raises:
         UserError: a picture cannot be read.
     """
+    split = square_split(split)
     heldout, train = chosen(len(split.heldout), MOST_HELDOUT), chosen(len(split.train), MOST_TRAIN)
     if not len(heldout) or not len(train):
         return Leaks([], len(heldout), len(train))

@@ -118,16 +118,18 @@ class PixelTable:
     Args:
         pictures: the picture set.
         flip: whether each picture has two views (V = 2), plain and mirrored, or only the plain view (V = 1).
+        size: height and width of the pictures; None: they are squares.
     """
 
     pictures: PictureSet
     flip: bool
+    size: tuple[int, int] | None = None
 
     @property
     def shape(self) -> Sequence[int]:
         """Shape [N, V, C, R, R] of the table."""
         side = self.pictures.resolution
-        return torch.Size((len(self), 1 + self.flip, self.pictures.channels, side, side))
+        return torch.Size((len(self), 1 + self.flip, self.pictures.channels, *(self.size or (side, side))))
 
     def __len__(self) -> int:
         return len(self.pictures)

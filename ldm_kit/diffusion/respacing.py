@@ -4,10 +4,15 @@ Every function returns falling timesteps that end in -1, which is clean data.
 """
 
 import re
-from itertools import accumulate, repeat
-from typing import Literal, get_args
+from collections.abc import Sequence
+from itertools import accumulate, pairwise, repeat
+from typing import TYPE_CHECKING, Literal, TypeVar, get_args
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 Spacing = Literal["trailing", "leading", "linspace"]
+T = TypeVar("T", float, "Tensor")
 _RESPACING = re.compile(r"ddim[0-9]+|[0-9]+(,[0-9]+)*")
 
 
@@ -114,6 +119,29 @@ def respaced_timesteps(total: int, steps: int, spacing: str) -> list[int]:
     if _RESPACING.fullmatch(spacing) is None:
         return timesteps(total, steps, spacing)
     return respacing_sections(total, spacing)
+
+
+def shifted_time(time: T, shift: float) -> T:
+    """Return times t / T in [0, 1] shifted towards noise, shift t / (1 + (shift - 1) t) (Esser et al. 2024, eq. 23).
+
+    The times are those of rectified flow, where they are noise levels. A shift of sqrt(m / n) gives pictures of m
+    pixels the signal-to-noise ratio of those of n pixels; 1: unchanged. diffusers' flow schedulers have the same shift.
+    """
+    return shift * time / (1 + (shift - 1) * time)
+
+
+def shifted_timesteps(times: Sequence[int], total: int, shift: float) -> list[int]:
+    """Return falling timesteps of T = `total` that end in -1, each but the last shifted (`shifted_time`) and rounded.
+
+    Raises:
+        ValueError: two of them fall together.
+    """
+    if shift == 1:
+        return list(times)
+    shifted = [min(total - 1, round(shifted_time(t / total, shift) * total)) for t in times[:-1]]
+    if any(later >= earlier for earlier, later in pairwise(shifted)):
+        raise ValueError(f"{len(shifted)} steps of {total} training times fall together; expected fewer steps")
+    return [*shifted, -1]
 
 
 def _check_steps(total: int, steps: int) -> None:

@@ -12,6 +12,7 @@ from torch import Tensor
 from ldm_kit.config import Config
 from ldm_kit.diffusion import rng
 from ldm_kit.diffusion.float64 import exact, has_float64
+from ldm_kit.diffusion.respacing import shifted_time
 
 HISTORY = 10  # number of newest losses that are stored for each timestep
 UNIFORM_SHARE = 1e-3  # weight of the uniform density that is mixed into the density by losses
@@ -29,6 +30,11 @@ class TimestepSamplingConfig(Config):
     )
     mean: float = Field(default=0.0, description="logit_normal: mean of logit(t / T); below 0 draws less noise")
     std: float = Field(default=1.0, gt=0, description="logit_normal: deviation of logit(t / T)")
+    shift: float = Field(
+        default=1.0,
+        gt=0,
+        description="flow: the times drawn are shifted towards noise (Esser et al. 2024, eq. 23); 1: not",
+    )
     stratified: bool = Field(default=True, description="one stratum of the density for each sample of the global batch")
 
 
@@ -59,6 +65,7 @@ def sample_timesteps(
     u = _quantiles(config, seed, exact(positions), global_batch)
     if config.density == "logit_normal":
         u = torch.sigmoid(config.mean + config.std * math.sqrt(2) * torch.erfinv(2 * u - 1))
+    u = u if config.shift == 1 else shifted_time(u, config.shift)
     return (u * total).long().clamp(0, total - 1).to(positions.device)
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from ldm_kit.config import UserError
 from ldm_kit.data.colour_profiles import describe
 from ldm_kit.data.folder import FolderConfig
-from ldm_kit.data.image_files import BadPicture, decode, square
+from ldm_kit.data.image_files import BadPicture, decode, fitted
 from ldm_kit.editing.context import EditContext, EditResult
 from ldm_kit.editing.options import ANIMATION_FORMATS, MIN_DURATION
 from ldm_kit.models.protocol import Semantic
@@ -24,8 +24,10 @@ _CHANNELS = {"1": 1, "L": 1, "LA": 4, "RGB": 3, "RGBA": 4}
 _log = logging.getLogger("ldm_kit.editing")
 
 
-def read_picture(path: Path, resolution: int, channels: int) -> Tensor:
+def read_picture(path: Path, resolution: int | tuple[int, int], channels: int) -> Tensor:
     """Read the user's picture in the file `path` as uint8 [C, R, R], with C = `channels` and R = `resolution`.
+
+    A `resolution` of two numbers is height and width, and the picture uint8 [C, H, W].
 
     Scaling, cropping, and changes of colour profile or colour mode (grey, RGB, RGBA) are logged as warnings.
 
@@ -33,20 +35,21 @@ def read_picture(path: Path, resolution: int, channels: int) -> Tensor:
         BadPicture: the file is no picture, or the picture is so long that a centre crop would leave most of it out.
     """
     image, mode, profile = decode(path)
+    rows, columns = (resolution, resolution) if isinstance(resolution, int) else resolution
     width, height = image.size
-    if max(image.size) > MAX_ASPECT_RATIO * min(image.size):
-        raise BadPicture(path, f"{width} x {height} pixels are too long for a square model; crop it first")
-    if image.size != (resolution, resolution):
-        cropped = "" if width == height else " and cropped to its centre"
-        _log.warning(
-            "%s is %d x %d pixels; scaled%s to %d x %d", path.name, width, height, cropped, resolution, resolution
-        )
+    shares = width * rows, height * columns  # equal where the aspect ratios are
+    if max(shares) > MAX_ASPECT_RATIO * min(shares):
+        shape = "a square model" if rows == columns else f"{columns} x {rows}"
+        raise BadPicture(path, f"{width} x {height} pixels are too long for {shape}; crop it first")
+    if image.size != (columns, rows):
+        cropped = "" if shares[0] == shares[1] else " and cropped to its centre"
+        _log.warning("%s is %d x %d pixels; scaled%s to %d x %d", path.name, width, height, cropped, columns, rows)
     if profile is not None:
         _log.warning("%s: %s", path.name, describe(profile))
     if _CHANNELS.get(mode) != channels:
         name = _MODE_NAMES[channels]
         _log.warning("%s has the mode %s; turned into %s, which the model knows", path.name, mode, name)
-    return square(image, resolution, channels)
+    return fitted(image, resolution, channels)
 
 
 def read_model_picture(model: Semantic, path: Path) -> Tensor:

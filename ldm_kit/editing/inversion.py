@@ -12,7 +12,6 @@ from typing import get_args
 import torch
 from torch import Tensor
 
-from autoencoder.base import reduction
 from ldm_kit.config import UserError
 from ldm_kit.diffusion.denoiser import Denoiser, times_like
 from ldm_kit.diffusion.pdae import pdae_grid
@@ -23,6 +22,7 @@ from ldm_kit.diffusion.samplers import State, ddim
 from ldm_kit.editing.sample_options import GuidedOptions
 from ldm_kit.models.consistency_names import SOLVER
 from ldm_kit.models.decoding import decode_pictures, encode_pictures
+from ldm_kit.models.flow_shift import flow_shift_of, shift_times
 from ldm_kit.models.options import ResolvedOptions
 from ldm_kit.models.pipeline import Pipeline
 
@@ -90,15 +90,8 @@ def sampling_times(pipeline: Pipeline, options: ResolvedOptions, strength: float
     if strength == 1:
         return list(options.timesteps)
     share = max(1, round(pipeline.schedule_config.num_train_timesteps * strength))
-    return timesteps(share, min(options.steps, share), options.spacing)
-
-
-def picture_shape(pipeline: Pipeline) -> tuple[int, int]:
-    """Return (channels, pixels along each side) of the pictures that a model samples."""
-    channels, side, _ = pipeline.latent_shape
-    if pipeline.vae is None:
-        return channels, side
-    return pipeline.vae.config["in_channels"], side * reduction(pipeline.vae)
+    times = timesteps(share, min(options.steps, share), options.spacing)
+    return list(shift_times(times, share, flow_shift_of(options, pipeline)))
 
 
 @torch.no_grad()

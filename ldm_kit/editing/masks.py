@@ -21,8 +21,8 @@ _LIKE = 8  # mean difference, of 255, below which the mask's colours are the pic
 _log = logging.getLogger("ldm_kit.editing")
 
 
-def read_mask(path: Path, resolution: int, picture: Path) -> Tensor:
-    """Read the mask of the pixels that are to be sampled again, bool [R, R], scaled and cropped as the picture is.
+def read_mask(path: Path, resolution: int | tuple[int, int], picture: Path) -> Tensor:
+    """Read the mask of the pixels that are to be sampled again, bool [H, W], scaled and cropped as the picture is.
 
     A mask without transparency is white where the picture is sampled again. A mask with transparency is opaque there,
     in any colour, unless the mask is the picture itself with a part erased: then this transparent part is sampled
@@ -31,7 +31,7 @@ def read_mask(path: Path, resolution: int, picture: Path) -> Tensor:
 
     Args:
         path: the mask.
-        resolution: R, pixels along each side of the result.
+        resolution: pixels along each side of the result; or its height and width.
         picture: the file of the picture that is inpainted.
 
     Raises:
@@ -43,12 +43,13 @@ def read_mask(path: Path, resolution: int, picture: Path) -> Tensor:
         sizes = (*image.size, *original.size)
         _log.warning("the mask %s is %d x %d pixels and the picture %d x %d; resized", path.name, *sizes)
     new = _new_pixels(image, original, path)
-    scaled = _scaled(new, original.size, resolution)
+    size = (resolution, resolution) if isinstance(resolution, int) else resolution
+    scaled = _scaled(new, original.size, size)
     if not scaled.any():
         where = "lies outside the centre to which the picture is cropped" if new.any() else "is empty"
         raise UserError(f"{path}: the mask {where}; expected white where the picture is to be sampled again")
     if scaled.all():
-        where = "white all over" if new.all() else f"white in every one of {resolution} x {resolution} pixels"
+        where = "white all over" if new.all() else f"white in every one of {size[1]} x {size[0]} pixels"
         raise UserError(f"{path}: the mask is {where} and keeps nothing; expected black where the picture stays")
     return torch.from_numpy(scaled)
 
@@ -86,17 +87,21 @@ def _shows(image: Image.Image, opaque: NDArray[np.bool_], picture: Image.Image) 
     return varies and float(np.abs(colours - original).mean()) < _LIKE
 
 
-def _scaled(new: NDArray[np.bool_], size: tuple[int, int], resolution: int) -> NDArray[np.bool_]:
-    """Crop a mask to the same square as the picture to inpaint, and scale it to [R, R] with R = `resolution`.
-
-    `new` is the mask, bool [h, w]; `size` is the picture's (width, height), which may differ from the mask's.
+def _scaled(new: NDArray[np.bool_], size: tuple[int, int], result: tuple[int, int]) -> NDArray[np.bool_]:
+    """Crop a mask to the same centre as the picture to inpaint, and scale it.
 
     A pixel of the result is True if any of the mask's pixels that fall into it is True.
+
+    Args:
+        new: the mask, bool [h, w].
+        size: the picture's width and height, which may differ from the mask's.
+        result: height and width of the result.
     """
-    width, height = size
-    side = min(size)
-    left, top = (width - side) / 2, (height - side) / 2
+    (width, height), (rows, columns) = size, result
+    across = min(width, height * columns / rows)  # of the picture, what is left after cropping
+    down = min(height, width * rows / columns)
+    left, top = (width - across) / 2, (height - down) / 2
     x, y = new.shape[1] / width, new.shape[0] / height  # the mask's pixels by the picture's
-    box = (left * x, top * y, (left + side) * x, (top + side) * y)
+    box = (left * x, top * y, (left + across) * x, (top + down) * y)
     levels = Image.fromarray(new.astype(np.float32))
-    return np.asarray(levels.resize((resolution, resolution), Image.Resampling.BOX, box)) > 0
+    return np.asarray(levels.resize((columns, rows), Image.Resampling.BOX, box)) > 0

@@ -1,7 +1,6 @@
 """Commands of `edit.py` on a diffusion model without a semantic encoder: reprompt, img2img and inpaint."""
 
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -22,7 +21,6 @@ from ldm_kit.editing.inversion import (
     invert_latents,
     noised_start,
     options_within,
-    picture_shape,
     reconstruction_error,
     sampling_times,
 )
@@ -33,6 +31,7 @@ from ldm_kit.models.guided import step_variance
 from ldm_kit.models.options import ResolvedOptions
 from ldm_kit.models.pipeline import Pipeline
 from ldm_kit.models.sampler_options import SamplerOptions
+from ldm_kit.models.sizes import SizeOptions
 from ldm_kit.solvers.samplers import sample
 
 _NOT_RECORDED = {"image", "count", "seed", "batch_size"}  # paths, numbers in the file names, and how it is computed
@@ -60,7 +59,7 @@ def reprompt_picture(context: EditContext, options: RepromptOptions) -> tuple[Ed
     if pipeline.conditioner.null is None:
         raise UserError("this model is unconditional and takes no prompt; img2img and inpaint need none")
     source, target = pipeline.condition([options.source]), pipeline.condition([options.prompt])
-    picture, x_0 = _read(pipeline, options.image)
+    picture, x_0 = _read(pipeline, options)
     times = inversion_times(pipeline, options, options.strength)
     steps = len(times) - 1
     sampling = options.resolve(pipeline, solver="ddim", steps=steps)
@@ -94,7 +93,7 @@ def img2img_picture(context: EditContext, options: Img2ImgOptions) -> EditResult
     """
     pipeline = context.load_pipeline(context.precision)
     cond = _condition(pipeline, options)
-    picture, x_0 = _read(pipeline, options.image)
+    picture, x_0 = _read(pipeline, options)
     sampling = options_within(options.resolve(pipeline), options.strength)
     times = sampling_times(pipeline, sampling, options.strength)
     noise: Any = {"eta": sampling.eta, "variance": step_variance(pipeline.variance)}
@@ -124,8 +123,8 @@ def inpaint_picture(context: EditContext, options: InpaintOptions) -> EditResult
     """
     pipeline = context.load_pipeline(context.precision)
     cond = _condition(pipeline, options)
-    picture, x_0 = _read(pipeline, options.image)
-    mask = read_mask(options.mask, picture.shape[-1], options.image)
+    picture, x_0 = _read(pipeline, options)
+    mask = read_mask(options.mask, options.size(pipeline), options.image)
     sampling = options.resolve(pipeline, solver="ddim")
     times = sampling_times(pipeline, sampling)
     masked = latent_mask(mask, (x_0.shape[-2], x_0.shape[-1])).to(x_0.device)
@@ -192,15 +191,14 @@ def _settings(
         left_out: names of options that are not recorded: paths, numbers that the file names give, and options that
             have no effect.
     """
-    sampled = sampling.model_dump(mode="json", include={*SamplerOptions.model_fields})
+    sampled = sampling.model_dump(mode="json", include={*SamplerOptions.model_fields, *SizeOptions.model_fields})
     done = {**options.model_dump(mode="json", exclude=left_out), **sampled, "steps": len(times) - 1}
     return {name: value for name, value in done.items() if name not in left_out}
 
 
-def _read(pipeline: Pipeline, path: Path) -> tuple[Tensor, Tensor]:
-    """Return the picture in the file `path` at the model's size, uint8 [1, C, R, R], and its latents [1, Z, h, w]."""
-    channels, side = picture_shape(pipeline)
-    picture = read_picture(path, side, channels)[None]
+def _read(pipeline: Pipeline, options: RepromptOptions | Img2ImgOptions | InpaintOptions) -> tuple[Tensor, Tensor]:
+    """Return the picture that `options` name, at their size, uint8 [1, C, H, W], and its latents [1, Z, h, w]."""
+    picture = read_picture(options.image, options.size(pipeline), pipeline.channels)[None]
     return picture, encode_image(pipeline, picture)
 
 

@@ -13,13 +13,14 @@ from ldm_kit.config import Config
 from ldm_kit.editing.options import BATCH_SIZE, StepOptions
 from ldm_kit.models.options import ResolvedOptions, SamplingOptions
 from ldm_kit.models.sampler_options import OWN, Seed, check_seeds
+from ldm_kit.models.sizes import SizeOptions
 from ldm_kit.solvers.table import DIFFUSERS_PREFIX, sampler_names
 
 if TYPE_CHECKING:
     from ldm_kit.models.pipeline import Pipeline
 
 _SAMPLING = SamplingOptions.model_fields  # fields that are flags here as well, with the same range and help
-_IMAGE = "the picture; scaled and cropped to the model's size"
+_IMAGE = "the picture; scaled and cropped to the model's size, or to --height and --width"
 _STRENGTH = "share of the way to pure noise; less keeps more of the picture, 0.5 to 0.8 is usual"
 
 
@@ -46,8 +47,8 @@ class SeedOptions(Config):
         return [f"{self.prompt or 'sample'}, seed {seed}" for seed in self.seeds]
 
 
-class GuidedOptions(Config):
-    """Steps and classifier-free guidance with which a picture is sampled again.
+class GuidedOptions(SizeOptions):
+    """Size, steps and classifier-free guidance with which a picture is sampled again.
 
     The fields mean what they mean in `SamplerOptions`. A field that the user leaves out takes the value saved with the
     model, if there is such a value.

@@ -13,6 +13,7 @@ from ldm_kit import config as configs
 from ldm_kit.config import UserError
 from ldm_kit.data import sources
 from ldm_kit.data.batches import spread
+from ldm_kit.data.buckets import square_split
 from ldm_kit.data.digits import DigitsConfig
 from ldm_kit.data.faces.dataset import FacesConfig
 from ldm_kit.data.factors import FactorSet, known_factors
@@ -84,6 +85,7 @@ def open_reference(
     name = "given pictures" if config is None else _name(config)
     split = data if config is None else sources.load(config, captions=captions)
     assert split is not None
+    split = square_split(split)
     split_name = request.split or ("all" if _is_bare(request.reference, config, split) else "heldout")
     pictures = whole(split) if split_name == "all" else getattr(split, split_name)
     if not len(pictures):

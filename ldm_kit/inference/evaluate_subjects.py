@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from autoencoder import saved
-from autoencoder.base import AutoencoderError, reduction
+from autoencoder.base import AutoencoderError
 from conditioning.base import Condition
 from ldm_kit.config import UserError
 from ldm_kit.inference.evaluate_autoencoders import NO_CAPTIONS, open_autoencoder
@@ -99,8 +99,8 @@ class Sampled:
     def shape(self) -> tuple[int, int]:
         """Channels and side of the pictures."""
         vae: Any = self.pipeline.vae
-        channels, side, _ = self.pipeline.latent_shape
-        return (channels, side) if vae is None else (vae.config.out_channels, side * reduction(vae))
+        channels = self.pipeline.channels if vae is None else vae.config.out_channels
+        return channels, self.options.size(self.pipeline)[0]
 
     @property
     def description(self) -> dict[str, Any]:
@@ -243,7 +243,14 @@ def _sampled(folder: Path, request: EvaluationRequest, options: SamplingOptions,
     device = device_named(request.device)
     precision = autocast_dtype(request.precision, device)
     pipeline = load_guided(folder, guides, device, precision)
-    return Sampled(pipeline, options.resolve(pipeline), provenance(folder, precision, **dict(guides)))
+    resolved = options.resolve(pipeline)
+    height, width = resolved.size(pipeline)
+    if height != width:
+        raise UserError(
+            f"--height and --width ask for {width} x {height} pixels, but the pictures that samples are compared with "
+            "are square; expected equal ones"
+        )
+    return Sampled(pipeline, resolved, provenance(folder, precision, **dict(guides)))
 
 
 def _sampled_cascade(

@@ -86,7 +86,7 @@ def generate_to_folder(
     loras = lora_files(lora)
     pipeline = load_guided(model, guides, device, precision, loras)
     resolved = options.resolve(pipeline)
-    given = read_given(request, pipeline)
+    given = read_given(request, pipeline, resolved.size(pipeline))
     texts = check_prompts(pipeline, texts, resolved)
     jobs = [Job(text, request.seed + k) for text in texts for k in range(request.count)]
     out = output.out if "out" in output.model_fields_set else unused_path(output.out)
@@ -115,7 +115,7 @@ def save_pictures(
     """Save each picture as a PNG as soon as it is generated; return the first `GRID` pictures, for the grid.
 
     Args:
-        pictures: the pictures, uint8 [C, R, R], in the order of `jobs`.
+        pictures: yields the pictures, uint8 [C, H, W], in the order of `jobs`.
         jobs: prompt and seed of each picture.
         out: the folder.
         metadata: metadata of every PNG, to which the picture's prompt and seed are added; None: no metadata at all.

@@ -18,6 +18,7 @@ from torch import Tensor
 from conditioning.base import Condition
 from ldm_kit.config import UserError
 from ldm_kit.data.batches import spread
+from ldm_kit.data.buckets import square_split
 from ldm_kit.data.images import PictureSet, Split
 from ldm_kit.data.readable import replacements, sources
 from ldm_kit.data.sources import load
@@ -95,7 +96,7 @@ def evaluate_likelihood(
     config = read_pixel_run(run, overrides)
     check_writable(run)
     check_times(request.times, config.schedule.num_train_timesteps)
-    split = load(config.data, captions=config.needs_captions) if data is None else data
+    split = square_split(load(config.data, captions=config.needs_captions)) if data is None else data
     if not len(split.heldout):
         raise UserError(f"the run in {run} has held no pictures out; expected data.heldout above 0")
     pipeline = Pipeline.load(model, device_named(device))

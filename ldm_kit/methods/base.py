@@ -26,7 +26,7 @@ from ldm_kit.methods.records import TrainingData as TrainingData
 from ldm_kit.methods.run_config import RunConfig
 from ldm_kit.methods.run_summary import list_metrics, plot_curves
 from ldm_kit.methods.shared_work import SharedWork
-from ldm_kit.training.batches import to_device
+from ldm_kit.training.batches import by_group, to_device
 from ldm_kit.training.checkpoint import write
 from ldm_kit.training.optim import OptimConfig
 from ldm_kit.training.precision import autocast
@@ -159,14 +159,14 @@ class Method(FromTrained, Measured, ABC, Generic[C]):
     def heldout_loss(self, batch_size: int | None = None) -> float | None:
         """Return the mean held-out loss, in batches of `batch_size` (None: `eval_batch`); None: nothing is held out.
 
-        Sample i of N is noised to timestep floor((i + 1/2) T / N): evenly spaced over 0..T-1. Of a larger held-out set,
-        a fixed random choice of N = `log.max_heldout` samples is measured. `heldout_seed` and a sample's index in the
-        held-out set fix the noise, so that losses of different runs and batch sizes compare.
+        Sample i of N is noised to timestep floor((i + 1/2) T / N). Of a larger set a fixed random choice of N =
+        `log.max_heldout` is measured. `heldout_seed` and a sample's index fix the noise, so that runs compare.
         """
         if (samples := self.heldout) is None:
             return None
         rows, times = chosen(len(samples), self.config.log.max_heldout), len(self.schedule)
 
+        @by_group(samples, rows)
         def losses(indices: Tensor) -> Tensor:
             t = ((indices + 0.5) / len(rows) * times).long().to(self.device)
             samples_at = to_device(samples.__getitems__([(i, i) for i in rows[indices].tolist()]), self.device)

@@ -81,7 +81,7 @@ def conditioned_student(config: ConsistencyRun, base: Pipeline, folder: Path, da
     unet = _without_variance(base.unet, shape[0])
     if isinstance(config.guidance, tuple):
         unet = _with_guidance_scale(unet, folder)
-    check_one_condition(base.picture, base.conditioner, folder)
+    check_one_condition(base.picture, base.conditioner, folder, sizes=base.takes_sizes)
     conditions = _conditions(base.conditioner, data)
     prompts = [*config.sample.prompts] or conditions.examples(config.log.pictures)
     base.conditioner.prepare(prompts)

@@ -15,6 +15,8 @@ from autoencoder.base import encode, reduction
 from conditioning.base import Conditioner, ConditionerConfig, Inputs, drop
 from ldm_kit.config import UserError, cache_dir
 from ldm_kit.data import latents as latent_cache
+from ldm_kit.data.bucket_latents import joined_latents
+from ldm_kit.data.buckets import BucketView, bucket_views, buckets_of
 from ldm_kit.data.images import PictureSet, digest
 from ldm_kit.data.latents import Latents, weights_digest
 from ldm_kit.diffusion import rng
@@ -80,10 +82,21 @@ class FirstStage:
             UserError: the training latents have a standard deviation below 0.4 or above 2.5, where 1 is expected; or
                 the folder of the cache holds latents of other pictures or another autoencoder.
         """
+        if not (views := bucket_views(pictures)):
+            latents = [self._latents(pictures, name)]
+        else:
+            latents = [self._latents(view.pictures, name, view) for view in views]
+        if name == "train" and self.vae is not None:
+            _check_normalised(latents, self.config)
+        sizes = getattr(self.config, "size_condition", False)
+        return joined_latents(latents, views, pictures, sizes=sizes) if views else latents[0]
+
+    def _latents(self, pictures: PictureSet, name: str, bucket: BucketView | None = None) -> Latents:
+        """Return the latents of pictures of one shape, which are all, or those of a bucket."""
         flip = self.config.flip and name == "train"
         if self.vae is None:
             most = None if name == "train" else self.config.log.max_heldout
-            return latent_cache.pixels(pictures, flip=flip, most=most)
+            return latent_cache.pixels(pictures, flip=flip, most=most, size=None if bucket is None else bucket.size)
         vae = self.vae
 
         @cache
@@ -96,11 +109,34 @@ class FirstStage:
 
         key = latent_cache.fingerprint(vae, pictures, flip, self._settings())
         chosen = self.config.latents
-        folder = Path(chosen) / name if chosen else cache_dir() / "latents" / key[:24]
-        latents = latent_cache.cached(folder, pictures, moments, key, flip=flip, batch=self.batch_size)
-        if name == "train":
-            _check_normalised(latents, self.config)
-        return latents
+        own = name if bucket is None else f"{name}/{bucket.name}"
+        folder = Path(chosen) / own if chosen else cache_dir() / "latents" / key[:24]
+        return latent_cache.cached(folder, pictures, moments, key, flip=flip, batch=self.batch_size)
+
+
+def check_buckets(config: NoisedRun, pictures: PictureSet, reduction: int, unet: int) -> list[str]:
+    """Check that an autoencoder and a U-Net can reduce pictures in buckets; return notes on the buckets for the log.
+
+    Args:
+        config: the run's config.
+        pictures: the training pictures; if they are in no buckets, there are no notes.
+        reduction: ratio of a picture's side to its latent's.
+        unet: ratio of a latent's side to that in the middle of the U-Net.
+
+    Raises:
+        UserError: the buckets' step is no multiple of both together.
+    """
+    buckets, settings = buckets_of(pictures), getattr(config.data, "buckets", None)
+    if buckets is None or settings is None:
+        return []
+    if settings.step % (reduction * unet):
+        raise UserError(
+            f"data.buckets.step is {settings.step}, but the autoencoder reduces by {reduction} and the U-Net by {unet}"
+            f"; expected a multiple of {reduction * unet}"
+        )
+    few = [f"{w} x {h}" for h, w, count in buckets.counts() if 0 < count < config.train.batch_size]
+    note = f"warning: batches of {config.train.batch_size} hold a picture several times where a bucket has fewer: "
+    return [buckets.report(), *([note + ", ".join(few)] if few else [])]
 
 
 def _check_autoencoder(vae: AutoencoderKL | VQModel | None, pictures: PictureSet, settings: NoisedRun) -> None:
@@ -120,8 +156,11 @@ def _check_autoencoder(vae: AutoencoderKL | VQModel | None, pictures: PictureSet
         )
 
 
-def _check_normalised(latents: Latents, settings: NoisedRun) -> None:
-    mean, logvar = latents.mean[:4096].float(), latents.logvar[:4096].float()
+def _check_normalised(parts: Sequence[Latents], settings: NoisedRun) -> None:
+    most = max(1, 4096 // len(parts))
+    mean, logvar = (
+        torch.cat([getattr(latents, name)[:most].float().flatten() for latents in parts]) for name in ("mean", "logvar")
+    )
     std = (mean.var() + logvar.exp().mean()).sqrt().item()
     if not 0.4 < std < 2.5:
         raise UserError(

@@ -28,7 +28,7 @@ from ldm_kit.diffusion.prediction import cast_like
 from ldm_kit.diffusion.timesteps import TimestepSampler
 from ldm_kit.methods.base import Grid, Method, TrainingData
 from ldm_kit.methods.conditions import Conditions, check_prompts, describe_kinds, has_captions
-from ldm_kit.methods.inputs import DropoutShares, FirstStage, NoisedBatch, drop_parts, noise_batch
+from ldm_kit.methods.inputs import DropoutShares, FirstStage, NoisedBatch, check_buckets, drop_parts, noise_batch
 from ldm_kit.methods.latent_config import LatentRun as LatentRun
 from ldm_kit.methods.latent_config import SampleConfig as SampleConfig
 from ldm_kit.methods.latent_init import LatentStart, autoencoder_note, open_network
@@ -101,6 +101,7 @@ class Latent(Method[LatentRun]):
         """
         conditions = Conditions.open(config.condition.prompts, data)
         first_stage = FirstStage.open(config, data.train, device)
+        shapes = check_buckets(config, data.train, first_stage.reduction, config.unet.factor)
         maps = PictureMaps.open(config.condition.picture, data, first_stage)
         conditioner = conditions.build(config.unet.time_width, None if start is None else start.conditioner)
         prompts: list[str | int] = [*config.sample.prompts] or conditions.examples(config.log.pictures)
@@ -119,7 +120,8 @@ class Latent(Method[LatentRun]):
         method.prompts, method.maps = prompts, maps
         if start is not None:
             method.start = start.structure(unet, conditioner)
-            method.notes = [*notes, *autoencoder_note(start, first_stage.vae), *filter(None, [conditions.note])]
+            notes = [*notes, *autoencoder_note(start, first_stage.vae), *filter(None, [conditions.note])]
+        method.notes = [*shapes, *notes]
         if config.guidance is not None and config.guidance.base is not None:
             teacher = config.guidance.target == "base"
             base = start_from(config.guidance.base, method.pipeline, inputs, conditions, teacher=teacher)

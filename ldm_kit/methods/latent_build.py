@@ -5,7 +5,9 @@ from typing import Any
 
 import torch
 
+from ldm_kit.config import UserError
 from ldm_kit.methods.latent_config import LatentRun
+from ldm_kit.nets.size_embedding import SIZE_WIDTH
 from ldm_kit.nets.unet import build_unet
 
 
@@ -28,8 +30,15 @@ def build_network(
         width: channels of the tokens; None: there are none.
         vector_width: channels of the vector; None: there is none.
         pixels: channels of a picture, of which a picture condition makes maps.
+
+    Raises:
+        UserError: sizes are a condition, but the network has no tokens.
     """
     picture = config.condition.picture
+    if config.size_condition:
+        if width is None:
+            raise UserError("size_condition needs a network with tokens; expected captions, or classes of form token")
+        vector_width = (vector_width or 0) + SIZE_WIDTH
     return build_unet(
         config.unet,
         sample_size=shape[1],

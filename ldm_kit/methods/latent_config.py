@@ -12,6 +12,7 @@ from ldm_kit.diffusion.prediction import PredictionType
 from ldm_kit.methods.lora_config import LoraConfig
 from ldm_kit.methods.run_config import INIT, ConditionedRun, NoisedRun, check_saved, check_steps
 from ldm_kit.models.condition_options import check_level
+from ldm_kit.models.flow_shift import SHIFTS
 from ldm_kit.models.sampler_options import GuidanceRange, SamplerOptions, check_interval, check_scale
 from ldm_kit.models.saved_sampling import GUIDANCE, SavedSampling
 from ldm_kit.nets.unet import UNetConfig
@@ -65,6 +66,7 @@ class LatentRun(ConditionedRun, NoisedRun):
     """Config of a run that trains a denoiser of latents or, without an autoencoder, of pixels."""
 
     combines: ClassVar[bool] = True
+    takes_buckets: ClassVar[bool] = True
 
     method: Literal["latent"] = Field(default="latent", description="diffusion of latents, or of pixels")
     init: str | None = INIT
@@ -97,6 +99,10 @@ class LatentRun(ConditionedRun, NoisedRun):
         description="the guidance scale as an input of the network: sampling takes one evaluation a step at any scale; "
         "null: classifier-free guidance, two evaluations",
     )
+    size_condition: bool = Field(
+        default=False,
+        description="the network takes each picture's original size, crop and size, as SDXL does; needs data.buckets",
+    )
     sample: SampleConfig = SampleConfig()
 
     @property
@@ -115,6 +121,8 @@ class LatentRun(ConditionedRun, NoisedRun):
     @model_validator(mode="after")
     def _check_schedule(self) -> "LatentRun":
         check_steps(self.sample.steps, self.schedule)
+        if self.schedule.kind != "flow" and (shift := self.sample._given(SHIFTS)):
+            raise ValueError(f"sample.{shift} is for schedule.kind flow, and it is {self.schedule.kind}")
         self.schedule.check_target(self.prediction_type)
         return self
 
@@ -179,6 +187,22 @@ class LatentRun(ConditionedRun, NoisedRun):
                 f"{self.lora.rank}: AdamW trains them all, at optim.lr {self.optim.lr:g}"
             )
         return cautions
+
+    @model_validator(mode="after")
+    def _check_sizes(self) -> "LatentRun":
+        if self.size_condition and getattr(self.data, "buckets", None) is None:
+            raise ValueError("size_condition needs the sizes of the image files, which only data.buckets reads")
+        for name, value in (("init", self.init), ("guidance", self.guidance)):
+            if self.size_condition and value is not None:
+                raise ValueError(f"size_condition does not go with {name}; leave one of them out")
+        return self
+
+    @model_validator(mode="after")
+    def _check_shapes(self) -> "LatentRun":
+        if getattr(self.data, "buckets", None) is not None and self.condition.picture is not None:
+            kind = self.condition.picture.kind
+            raise ValueError(f"condition of kind {kind} is for square pictures; leave data.buckets out")
+        return self
 
     @model_validator(mode="after")
     def _check_saved(self) -> "LatentRun":

@@ -20,13 +20,15 @@ from ldm_kit.methods.latent_config import GuidanceConfig
 from ldm_kit.methods.networks import eval_mode
 from ldm_kit.nets.apply import apply_unet
 
-CONCAT, NOISE_LEVEL = "picture.concat", "picture.level"
-"""Names of the inputs of `LatentDiffusion` that are maps of pictures, not the conditioner's inputs, and their level."""
+CONCAT, NOISE_LEVEL, SIZES = "picture.concat", "picture.level", "picture.sizes"
+"""Names of the inputs of `LatentDiffusion` that are maps of pictures, not the conditioner's inputs, their level, and
+the sizes of pictures."""
+_OF_PICTURES = (CONCAT, NOISE_LEVEL, SIZES)
 
 
 def with_maps(null: Mapping[str, Tensor], inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return the inputs `null` of the null condition, with the maps in `inputs`, which guidance keeps."""
-    return {**null, **{name: inputs[name] for name in (CONCAT, NOISE_LEVEL) if name in inputs}}
+    """Return the inputs `null` of the null condition, with the maps and sizes in `inputs`, which guidance keeps."""
+    return {**null, **{name: inputs[name] for name in _OF_PICTURES if name in inputs}}
 
 
 class LatentDiffusion(nn.Module):
@@ -46,10 +48,10 @@ class LatentDiffusion(nn.Module):
             scale: guidance scales [B], for a U-Net that takes them as input; None: scale 1, no guidance.
         """
         unet: Any = self.unet
-        given = {name: value for name, value in inputs.items() if name not in (CONCAT, NOISE_LEVEL)}
+        given = {name: value for name, value in inputs.items() if name not in _OF_PICTURES}
         condition = self.conditioner(**given)
-        if CONCAT in inputs:
-            maps = Condition(concat=inputs[CONCAT], level=inputs.get(NOISE_LEVEL))
+        if CONCAT in inputs or SIZES in inputs:
+            maps = Condition(concat=inputs.get(CONCAT), level=inputs.get(NOISE_LEVEL), sizes=inputs.get(SIZES))
             condition = condition.expanded(len(x)).joined(maps)
         return apply_unet(unet, x, t, condition, scale=scale)
 

@@ -18,7 +18,7 @@ from ldm_kit.data.tensor_store import TensorTable
 from ldm_kit.diffusion.float64 import exact
 from ldm_kit.diffusion.rng import PositionDraws
 from ldm_kit.methods.inputs import FirstStage
-from ldm_kit.methods.latent_network import CONCAT, NOISE_LEVEL
+from ldm_kit.methods.latent_network import CONCAT, NOISE_LEVEL, SIZES
 from ldm_kit.models.picture_condition import frame_of
 
 SHOWN_SEED = 0  # seed of the masks and noise levels of pictures that are shown or measured
@@ -104,8 +104,9 @@ class PictureMaps:
 
 
 def inputs_of(maps: PictureMaps | None, batch: Mapping[str, Any], seed: int) -> Inputs:
-    """Return the maps of a batch's pictures as inputs of the network; {} without a picture condition."""
-    return {} if maps is None else maps.inputs(batch, seed)
+    """Return the maps of a batch's pictures, and their sizes, as inputs of the network; {} if there are neither."""
+    sizes = {SIZES: batch["sizes"]} if "sizes" in batch else {}
+    return sizes if maps is None else {**sizes, **maps.inputs(batch, seed)}
 
 
 def _source(condition: PictureCondition, pictures: PictureSet, config: Any) -> PictureSet:

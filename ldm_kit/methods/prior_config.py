@@ -9,7 +9,7 @@ from conditioning.none import NoConfig
 from ldm_kit.config import Config
 from ldm_kit.diffusion.schedule import ScheduleConfig
 from ldm_kit.diffusion.timesteps import TimestepSamplingConfig
-from ldm_kit.methods.run_config import ConditionedRun, check_any_density, check_saved, check_steps
+from ldm_kit.methods.run_config import ConditionedRun, check_any_density, check_saved, check_shift, check_steps
 from ldm_kit.models.prior import TARGET
 from ldm_kit.nets.mlp_skip import SkipMLPConfig
 
@@ -50,6 +50,7 @@ class PriorRun(ConditionedRun):
     @model_validator(mode="after")
     def _check(self) -> "PriorRun":
         check_any_density(self.timestep_sampling)
+        check_shift(self.timestep_sampling, self.schedule)
         if self.flip:
             raise ValueError("flip must be false: codes are those of the pictures as they are")
         if isinstance(self.condition, ClassConfig) and self.condition.form != "vector":

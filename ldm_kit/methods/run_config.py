@@ -41,6 +41,18 @@ class RunConfig(Config):
         """Whether the run uses captions or classes; if not, a picture whose caption cannot be read is used too."""
         return True
 
+    takes_buckets: ClassVar[bool] = False
+    """Whether the method trains on pictures of several shapes."""
+
+    @model_validator(mode="after")
+    def _check_buckets(self) -> Self:
+        buckets = getattr(self.data, "buckets", None)
+        if buckets is not None and not self.takes_buckets:
+            raise ValueError("data.buckets is for method latent, and other methods train on squares; leave it out")
+        if buckets is not None:
+            buckets.sizes(self.data.resolution)
+        return self
+
     def cautions(self) -> list[str]:
         """Return a warning for each setting that has no effect in a run of `train.steps` steps.
 
@@ -80,6 +92,11 @@ class NoisedRun(RunConfig):
         validation_alias=AliasChoices("timestep_sampling", "times"),
         description="density from which training timesteps are drawn",
     )
+
+    @model_validator(mode="after")
+    def _check_shift(self) -> Self:
+        check_shift(self.timestep_sampling, self.schedule)
+        return self
 
 
 class ConditionedRun(RunConfig):
@@ -125,6 +142,19 @@ class ConditionedRun(RunConfig):
                 "trained: the model is sampled without guidance"
             )
         return warnings
+
+
+def check_shift(sampling: TimestepSamplingConfig, schedule: ScheduleConfig) -> None:
+    """Check that training times are shifted under the flow schedule alone, and for a density that follows no losses.
+
+    Raises:
+        ValueError: there is a shift, but `schedule` is not flow, or the density is loss_second_moment.
+    """
+    if sampling.shift != 1 and (schedule.kind != "flow" or sampling.density == "loss_second_moment"):
+        raise ValueError(
+            f"timestep_sampling.shift is {sampling.shift:g}, which is for schedule.kind flow and a density of times "
+            f"alone; got schedule {schedule.kind} and density {sampling.density}"
+        )
 
 
 def check_any_density(sampling: TimestepSamplingConfig) -> None:

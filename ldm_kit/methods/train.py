@@ -10,6 +10,7 @@ import torch
 
 from ldm_kit import config as configs
 from ldm_kit.config import UserError
+from ldm_kit.data.buckets import square_split
 from ldm_kit.data.given import GivenConfig
 from ldm_kit.data.images import Split
 from ldm_kit.data.lists import check_lists
@@ -88,7 +89,7 @@ def _open(config: RunConfig, data: Split | None, run: Session) -> Method[Any]:
         collectives = Collectives(run.all_reduce_mean, run.all_reduce_sum, run.broadcast)
         method = open_method(config, pictures, run.device, collectives, start=start)
         method.notes = [*method.notes, *_leaks(pictures)]
-        method.measures = open_measures(config, pictures, net, method.eval_batch)
+        method.measures = open_measures(config, square_split(pictures), net, method.eval_batch)
     method.precision, method.shared_work = run.precision, SharedWork(*groups)
     return method
 

@@ -127,8 +127,12 @@ def class_names(conditioner: Conditioner, prompts: Sequence[str | int]) -> list[
     return names
 
 
-def check_one_condition(picture: PictureCondition | None, conditioner: Conditioner, folder: Path) -> None:
-    """Check that the model in a folder has at most one condition, and no picture; raises UserError if not."""
+def check_one_condition(
+    picture: PictureCondition | None, conditioner: Conditioner, folder: Path, *, sizes: bool = False
+) -> None:
+    """Check that the model in a folder has at most one condition, and no picture or sizes; UserError if not."""
+    if sizes:
+        raise UserError(f"the model in {folder} is conditioned on sizes of pictures; expected one that is not")
     if picture is not None or conditioner.drops > 1:
         what = "a picture" if picture is not None else "several conditions"
         raise UserError(f"the model in {folder} is conditioned on {what}; expected captions, classes or nothing")

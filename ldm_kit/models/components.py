@@ -18,6 +18,7 @@ from ldm_kit.config import UserError
 from ldm_kit.models.folder import CASCADE, CLASSIFIER, INDEX, SEMANTIC, ModelFolder, Noise, entry_of, read_json
 from ldm_kit.models.picture_condition import read_picture_condition
 from ldm_kit.nets.adm import AdmUNet
+from ldm_kit.nets.size_embedding import takes_sizes
 from ldm_kit.nets.unet import takes_level
 
 FIRST_STAGE: Mapping[str, Any] = CLASSES
@@ -166,7 +167,8 @@ def check_fit(folder: ModelFolder, components: Components) -> None:
         ("attends to tokens", width, conditioner.width),
         ("takes a vector", _vector_width(unet), conditioner.vector_width),
     ):
-        if of_unet != of_conditioner:
+        sizes = what == "takes a vector" and width is not None and takes_sizes(unet, of_conditioner)
+        if of_unet != of_conditioner and not sizes:
             raise UserError(
                 f"{folder}: the U-Net {what} of width {of_unet}, but the conditioner's have {of_conditioner}"
             )

@@ -1,21 +1,21 @@
-"""Check the sampling options that belong to a model's conditions: guidance scales, and the noise level of a picture."""
+"""Check the sampling options that belong to a model's conditions: guidance scales, noise level, sizes."""
 
 from typing import TYPE_CHECKING
 
 from ldm_kit.config import UserError
-from ldm_kit.models.sampler_options import SamplerOptions
 
 if TYPE_CHECKING:
     from conditioning.pictures import PictureCondition
+    from ldm_kit.models.options import SamplingOptions
     from ldm_kit.models.pipeline import Pipeline
 
 
-def check_conditions(options: SamplerOptions, model: "Pipeline") -> None:
-    """Check that there is one of several guidance scales for each condition, and that a noise level was trained.
+def check_conditions(options: "SamplingOptions", model: "Pipeline") -> None:
+    """Check that there is one of several guidance scales for each condition, that a noise level was trained, and that sizes are taken.
 
     Raises:
         UserError: a model has another number of conditions than there are scales; or there is a noise level, but the
-            model upscales no picture, or was trained on lower levels.
+            model upscales no picture, or was trained on lower levels; or there are sizes, but the model takes none.
     """
     scales, count = options.guidance_scales, model.conditioner.drops
     if scales is not None and len(scales) != count:
@@ -27,6 +27,9 @@ def check_conditions(options: SamplerOptions, model: "Pipeline") -> None:
         check_level(options.noise_level, model.picture)
     except ValueError as error:
         raise UserError(f"--{error}") from None
+    idle = next((name for name in ("original_size", "crop") if getattr(options, name) is not None), None)
+    if idle is not None and not model.takes_sizes:
+        raise UserError(f"--{idle} is for models conditioned on sizes of pictures, and this is none")
 
 
 def check_level(level: int | None, picture: "PictureCondition | None") -> None:

@@ -13,6 +13,7 @@ from pydantic import Field, model_validator
 from ldm_kit.config import UserError, check
 from ldm_kit.diffusion.respacing import Spacing, respaced_timesteps
 from ldm_kit.models.condition_options import check_conditions
+from ldm_kit.models.flow_shift import SHIFTS, flow_shift_of, shift_times
 from ldm_kit.models.sampler_options import (
     DEFAULT_LEVEL,
     OF_CONDITION,
@@ -22,6 +23,7 @@ from ldm_kit.models.sampler_options import (
     check_scale,
     own_settings,
 )
+from ldm_kit.models.sizes import SizeConditionOptions
 from ldm_kit.solvers.table import DIFFUSERS_PREFIX, find_sampler, names_where
 
 if TYPE_CHECKING:
@@ -33,7 +35,7 @@ _ALWAYS_SAID = ("steps", "solver", "guidance_scale")
 _SCALES = ("guidance_scale", "guidance_scales")
 
 
-class SamplingOptions(SamplerOptions):
+class SamplingOptions(SizeConditionOptions, SamplerOptions):
     """How pictures are sampled. Options that are not given, "auto" or None are decided for a model by `resolve`.
 
     `classifier_scale`, `classifier_class` (the class to guide to) and `algorithm` are for a noisy classifier (Dhariwal
@@ -124,6 +126,7 @@ class SamplingOptions(SamplerOptions):
             *(("eta",) if "solver" in given else ()),
             *(OF_THRESHOLD if given.get("clip", "dynamic") != "dynamic" else ()),
             *(("spacing",) if (sections and "steps" in given) or self.solver.startswith(DIFFUSERS_PREFIX) else ()),
+            *(SHIFTS if self.solver.startswith(DIFFUSERS_PREFIX) else ()),
         }
         return {name: value for name, value in own.items() if name not in given and name not in stale}
 
@@ -153,6 +156,8 @@ class SamplingOptions(SamplerOptions):
     def _decided(self, model: "Pipeline") -> dict[str, Any]:
         """Return {name: value}: what the options that are "auto" or None here become for `model`."""
         decided: dict[str, Any] = {}
+        if (self.height, self.width) != (None, None):
+            decided |= dict(zip(("height", "width"), self.size(model), strict=True))
         if self.clip == "auto":
             decided["clip"] = "clip" if model.vae is None else "none"
         if self.noise_level is None and model.picture is not None and model.picture.takes_level:
@@ -187,10 +192,11 @@ class SamplingOptions(SamplerOptions):
         """
         total = model.schedule_config.num_train_timesteps
         try:
-            return tuple(respaced_timesteps(total, self.steps, self.spacing))
+            times = respaced_timesteps(total, self.steps, self.spacing)
         except ValueError as error:
             what = f"--steps {self.steps}" if self.spacing in get_args(Spacing) else f"--spacing {self.spacing}"
             raise UserError(f"{what}: {error}") from None
+        return shift_times(times, total, flow_shift_of(self, model))
 
 
 class ResolvedOptions(SamplingOptions):

@@ -17,6 +17,7 @@ from ldm_kit.data.images import to_bytes, to_unit
 from ldm_kit.diffusion.rng import SeedDraws
 from ldm_kit.models.decoding import encode_unit
 from ldm_kit.models.folder import ModelFolder, read_json
+from ldm_kit.models.sizes import latent_shape_at
 
 if TYPE_CHECKING:
     from ldm_kit.models.pipeline import Pipeline
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 FILE = "picture_condition.json"
 INPAINT_CLASS = "StableDiffusionInpaintPipeline"  # diffusers' pipeline of models with mask and picture
 Pictures = Mapping[str, Tensor]
-"""What a user gives, by name: `image` uint8 [N, C, r, r], `mask` bool [N, r, r]; N is 1 for one that is for all."""
+"""What a user gives, by name: `image` uint8 [N, C, h, w], `mask` bool [N, h, w]; N is 1 for one that is for all."""
 
 
 def write_picture_condition(folder: Path, condition: PictureCondition | None) -> None:
@@ -63,8 +64,16 @@ def frame_of(vae: Any, size: tuple[int, int], device: torch.device) -> Frame:
     return Frame(size, None if vae is None else lambda x: encode_unit(vae, x.to(device)))
 
 
-def check_pictures(pipeline: "Pipeline", pictures: Pictures | None, count: int) -> dict[str, Tensor]:
-    """Check what a user gives for `count` samples; return it as `PictureCondition.condition` takes it, [N, ...] each.
+def check_pictures(
+    pipeline: "Pipeline", pictures: Pictures | None, count: int, size: tuple[int, int]
+) -> dict[str, Tensor]:
+    """Check what a user gives for samples; return it as `PictureCondition.condition` takes it, [N, ...] each.
+
+    Args:
+        pipeline: the model.
+        pictures: what the user gives; None: nothing.
+        count: number N of samples.
+        size: height and width of a sample in pixels.
 
     Raises:
         UserError: the model needs pictures that are missing, or takes none, or they are of another size or number.
@@ -78,7 +87,7 @@ def check_pictures(pipeline: "Pipeline", pictures: Pictures | None, count: int) 
         return {}
     given = {name: unit(value) for name, value in (pictures or {}).items()}
     try:
-        condition.check({name: tuple(x.shape) for name, x in given.items()}, pipeline.resolution, pipeline.channels)
+        condition.check({name: tuple(x.shape) for name, x in given.items()}, size, pipeline.channels)
         return rows(given, slice(None), count)
     except ConditioningError as error:
         raise UserError(str(error)) from None
@@ -92,17 +101,21 @@ def with_level(condition: PictureCondition | None, given: Mapping[str, Tensor], 
 
 
 @torch.no_grad()
-def picture_maps(pipeline: "Pipeline", given: Mapping[str, Tensor], seeds: Sequence[int]) -> Condition | None:
+def picture_maps(
+    pipeline: "Pipeline", given: Mapping[str, Tensor], seeds: Sequence[int], size: tuple[int, int]
+) -> Condition | None:
     """Return the maps, and the noise level if there is one, of B samples; None: the model has no picture condition.
 
     Args:
         pipeline: the model.
         given: what `check_pictures` and `with_level` returned, for these samples.
         seeds: B seeds, of which the noise of a picture with a noise level is drawn.
+        size: height and width of a sample in pixels.
     """
     if pipeline.picture is None:
         return None
-    frame = frame_of(pipeline.vae, pipeline.latent_shape[1:], pipeline.device)
+    _, height, width = latent_shape_at(pipeline, size)
+    frame = frame_of(pipeline.vae, (height, width), pipeline.device)
     there = {name: value.to(pipeline.device) for name, value in given.items()}
     return pipeline.picture.condition(there, frame, SeedDraws(seeds))
 

@@ -37,6 +37,8 @@ from ldm_kit.models.picture_condition import Pictures, check_pictures, finished,
 from ldm_kit.models.pipeline_parts import PipelineParts
 from ldm_kit.models.saved_sampling import SavedSampling
 from ldm_kit.models.saving import check_uncast, save_components
+from ldm_kit.models.size_condition import check_same_sizes, with_size_condition
+from ldm_kit.models.sizes import latent_shape_at
 from ldm_kit.nets.apply import apply_unet
 from ldm_kit.nets.casting import cast_weights, is_cast
 from ldm_kit.solvers.samplers import sample
@@ -60,8 +62,10 @@ class Pipeline(PipelineParts):
     def encoded(self, inputs: Inputs, maps: Condition | None = None) -> Condition:
         """Return the condition of what the conditioner prepared, with `maps`; errors are those of `condition`."""
         if self.picture is not None and maps is None:
-            needed = self.picture.describe(self.resolution)
+            needed = self.picture.describe((self.resolution, self.resolution))
             raise UserError(f"this model is conditioned on a picture; expected {needed}")
+        if self.takes_sizes and (maps is None or maps.sizes is None):
+            raise UserError("this model is conditioned on sizes of pictures, as sample.py samples it; expected another")
         condition = self.conditioner(**{name: value.to(self.device) for name, value in inputs.items()})
         for value in (condition.tokens, condition.vector):
             if value is not None:
@@ -93,6 +97,7 @@ class Pipeline(PipelineParts):
             compatibility.check_compatible("the guide model", autoguidance_model.space, self.space)
             compatibility.check_same_condition(autoguidance_model.conditioner, self.conditioner)
             compatibility.check_same_picture(autoguidance_model.picture, self.picture)
+            check_same_sizes(autoguidance_model, self)
         return replace(self, classifier=classifier, autoguidance_model=autoguidance_model)
 
     def denoiser(self, options: ResolvedOptions | None = None) -> NetworkDenoiser:
@@ -151,13 +156,15 @@ class Pipeline(PipelineParts):
         Raises:
             NonFiniteError: a network, the guidance or a step gives NaN or infinity.
         """
-        given = with_level(self.picture, check_pictures(self, pictures, len(prompts)), options.noise_level)
-        maps = picture_maps(self, given, seeds)
+        size = options.size(self)
+        given = with_level(self.picture, check_pictures(self, pictures, len(prompts), size), options.noise_level)
+        maps = with_size_condition(self, options, picture_maps(self, given, seeds, size), len(prompts))
         denoiser, gradient = self.guided_denoiser(prompts, options, maps), classifier_gradient(self, prompts, options)
         if gradient is not None and options.algorithm == 2:
             denoiser, gradient = ClassifierGuided(denoiser, gradient), None
             denoiser = denoiser if options.clip == "published" else clipped(denoiser, options)
-        start = (rng.initial_noise(seeds, self.latent_shape) if noise is None else noise).to(self.device)
+        shape = latent_shape_at(self, size)
+        start = (rng.initial_noise(seeds, shape) if noise is None else noise).to(self.device)
         cond, times = self.condition(prompts, maps), list(options.timesteps)
         steps = {"eta": options.eta, "gradient": gradient, "variance": step_variance(self.variance)}
         yield from self.finite.states(sample(options.solver, denoiser, start, times, cond, seeds=seeds, **steps))
@@ -182,8 +189,8 @@ class Pipeline(PipelineParts):
             seeds: N seeds.
             options: an option left out has the value saved with the model, or else its default; None: all left out.
             batch_size: most pictures at once; halved when memory runs out.
-            pictures: what conditions the samples, for a model conditioned on pictures: `image`, uint8 [N, C, r, r] or,
-                one for all samples, [1, C, r, r]; for inpainting also `mask`, bool [N, r, r], True where the picture is
+            pictures: what conditions the samples, for a model conditioned on pictures: `image`, uint8 [N, C, h, w] or,
+                one for all samples, [1, C, h, w]; for inpainting also `mask`, bool [N, h, w], True where the picture is
                 made anew.
 
         Yields:
@@ -194,7 +201,7 @@ class Pipeline(PipelineParts):
         """
         check_lists(prompts=prompts, seeds=seeds)
         resolved, size = (options or SamplingOptions()).resolve(self), BatchSize.of(batch_size)
-        given = check_pictures(self, pictures, len(prompts))
+        given = check_pictures(self, pictures, len(prompts), resolved.size(self))
 
         def latents(indices: range) -> tuple[Tensor, Pictures]:
             batch = slice(indices.start, indices.stop)

@@ -17,6 +17,8 @@ from ldm_kit.models.classifier import NoisyClassifier, first_stage_of
 from ldm_kit.models.compatibility import LatentSpace
 from ldm_kit.models.saved_sampling import SavedSampling
 from ldm_kit.nets.guidance_embedding import takes_guidance_scale
+from ldm_kit.nets.size_embedding import takes_sizes
+from ldm_kit.nets.unet import takes_level
 
 if TYPE_CHECKING:
     from ldm_kit.models.pipeline import Pipeline
@@ -54,6 +56,11 @@ class PipelineParts:
         return takes_guidance_scale(self.unet)
 
     @property
+    def takes_sizes(self) -> bool:
+        """Whether the U-Net takes the sizes and the crop of a picture as a condition."""
+        return takes_sizes(self.unet, self.conditioner.vector_width) and not takes_level(self.unet)
+
+    @property
     def latent_shape(self) -> tuple[int, int, int]:
         """Shape (channels, height, width) of a latent, at the size that the U-Net was trained on."""
         config: Any = self.unet.config
@@ -62,7 +69,12 @@ class PipelineParts:
     @property
     def resolution(self) -> int:
         """Pixels along each side of a picture, at the size that the U-Net was trained on."""
-        return self.latent_shape[1] * (1 if self.vae is None else reduction(self.vae))
+        return self.latent_shape[1] * self.reduction
+
+    @property
+    def reduction(self) -> int:
+        """Ratio of a picture's side to its latent's; 1 without an autoencoder."""
+        return 1 if self.vae is None else reduction(self.vae)
 
     @property
     def channels(self) -> int:

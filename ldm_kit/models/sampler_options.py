@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal, NamedTuple, Self
 from pydantic import AfterValidator, BeforeValidator, Field, field_validator, model_validator
 
 from ldm_kit.config import Config
+from ldm_kit.models.flow_shift import SHIFTS
 from ldm_kit.solvers.table import DIFFUSERS_PREFIX, find_sampler, names_where, sampler_help, sampler_names
 
 MAX_SEED = 2**64 - 1  # greatest seed that torch takes
@@ -125,6 +126,18 @@ class SamplerOptions(Config):
         description="spacing of the timesteps: trailing, leading, linspace; as in guided-diffusion: ddim25; 90,60,20",
         json_schema_extra=OWN,
     )
+    flow_shift: float = Field(
+        default=1.0,
+        gt=0,
+        description="flow models: shift of the times towards noise (SD3: 3); 1: none",
+        json_schema_extra=OWN,
+    )
+    resolution_shift: bool = Field(
+        default=False,
+        description="flow models: shift times further by sqrt(area / trained area), where --height or --width ask for "
+        "another size",
+        json_schema_extra=OWN,
+    )
     eta: float = Field(
         default=0.0,
         ge=0,
@@ -176,6 +189,8 @@ class SamplerOptions(Config):
         """Raise ValueError for options that exclude each other, whatever the model is."""
         if self.spacing != "trailing" and self.solver.startswith(DIFFUSERS_PREFIX):
             raise ValueError(f"--spacing is for our own solvers; {self.solver} has a time grid of its own")
+        if self.solver.startswith(DIFFUSERS_PREFIX) and (shift := self._given(SHIFTS)):
+            raise ValueError(f"--{shift} is for our own solvers; {self.solver} has a time grid of its own")
         if self.eta > 0 and not self._takes_eta:
             taken = ", ".join(names_where(lambda sampler: sampler.takes_eta))
             raise ValueError(f"--eta {self.eta:g} is for {taken} alone, but --solver is {self.solver}")

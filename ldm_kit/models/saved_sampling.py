@@ -150,8 +150,9 @@ class SavedSampling:
 
 
 def defaults_of(folder: Path) -> dict[str, dict[str, Any]]:
-    """Return the sections of a consistency model that has no `sampling.json`, such as one from the Hub; else none.
+    """Return the sections of a model that has no `sampling.json`, such as one from the Hub.
 
+    A flow model has the shift of its scheduler, a consistency model a solver and a number of steps, others nothing.
     A consistency model is recognised by the scheduler that model_index.json names. It is sampled in four steps if it is
     a latent consistency model, and in two without guidance if it is one of Song et al. 2023. A model of pixels whose
     scheduler thresholds x_0, such as DeepFloyd IF, is sampled with dynamic thresholding.
@@ -163,8 +164,9 @@ def defaults_of(folder: Path) -> dict[str, dict[str, Any]]:
         case ["diffusers", name] if name == KARRAS_SCHEDULER:
             return {SAMPLING: {"solver": SOLVER, "steps": 2, "guidance_scale": 1.0}}
         case _:
-            clipping = _clipping(folder, index)
-            return {SAMPLING: clipping} if clipping else {}
+            shift = _shift_of_scheduler(folder / "scheduler" / "scheduler_config.json")
+            options = _clipping(folder, index) | ({} if shift == 1 else {"flow_shift": shift})
+            return {SAMPLING: options} if options else {}
 
 
 def _clipping(folder: Path, index: Mapping[str, Any]) -> dict[str, Any]:
@@ -177,6 +179,16 @@ def _clipping(folder: Path, index: Mapping[str, Any]) -> dict[str, Any]:
         return {}
     limits = {"dynamic_thresholding_ratio": 0.995, "sample_max_value": 1.0}  # defaults of diffusers' schedulers
     return {"clip": "dynamic", **{name: config.get(name, default) for name, default in limits.items()}}
+
+
+def _shift_of_scheduler(path: Path) -> float:
+    """Return the shift of sampling times in the scheduler_config.json of a flow model; 1: none is stated."""
+    config = read_json(path, str(path)) if path.exists() else {}
+    name = str(config.get("_class_name"))
+    key = "shift" if "FlowMatch" in name else "flow_shift" if config.get("use_flow_sigmas") is True else None
+    value = config.get(key, 1.0) if key else 1.0
+    dynamic = config.get("use_dynamic_shifting") is True  # by the size: the file states no number
+    return float(value) if isinstance(value, int | float) and value > 0 and not dynamic else 1.0
 
 
 class _Section(Config):

@@ -29,13 +29,19 @@ def save_components(folder: Path, components: Components, sampling: Mapping[str,
     """Write a diffusion model's components (networks, conditioner, scheduler) and model_index.json to `folder`.
 
     Each component has a sub-folder, as in diffusers, which can open the folder if `pipeline_class` names a diffusers
-    class. `sampling` are the sampling options saved with the model (see `scheduler_to_save`). UserError: the model is
-    one that `check_trainable` refuses; nothing is written.
+    class. `sampling` are the sampling options saved with the model, of which the scheduler gets the thresholding and
+    the `flow_shift` (see `scheduler_to_save`).
+
+    Raises:
+        UserError: the model is one that `check_trainable` refuses; nothing is written.
     """
     vae, unet, conditioner, noise, picture = components
     check_trainable(unet, f"what is to be saved to {folder}")
     folder.mkdir(parents=True, exist_ok=True)
     scheduler = scheduler_to_save(*noise, pixels=vae is None, sampling=sampling)
+    flow_shift = (sampling or {}).get("flow_shift", 1.0)
+    if "flow_shift" in scheduler.config and flow_shift != 1:
+        scheduler = type(scheduler).from_config(scheduler.config, flow_shift=flow_shift)
     entries = conditioners.save(conditioner, folder)
     kind = pipeline_class(vae, unet, scheduler, entries, picture)
     write_picture_condition(folder, picture)

@@ -11,6 +11,7 @@ from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from torch import Tensor
 
 from ldm_kit.nets.guidance_embedding import embed_scale, takes_guidance_scale
+from ldm_kit.nets.size_embedding import with_sizes
 from ldm_kit.nets.unet import UNet, takes_level
 
 
@@ -42,6 +43,11 @@ class ConditionLike(Protocol):
         """Noise level [B] of `concat`, which a U-Net that `takes_level` embeds as it does the timestep; None: none."""
         ...
 
+    @property
+    def sizes(self) -> Tensor | None:
+        """Sizes and crops [B, 6] (`embed_sizes`), joined to `vector`; None: none."""
+        ...
+
 
 def apply_unet(
     unet: UNet, x: Tensor, t: Tensor, condition: ConditionLike | None = None, *, scale: Tensor | None = None
@@ -69,7 +75,8 @@ def apply_unet(
     _check_channels(unet, x, tensors["concat"])
     if tensors["concat"] is not None:
         x = torch.cat([x.to(dtype), tensors["concat"]], dim=1)
-    added = tensors["level"] if takes_level(unet) else tensors["vector"]
+    added = tensors["level"] if takes_level(unet) else with_sizes(tensors["vector"], tensors["sizes"])
+    added = added if added is None or takes_level(unet) else added.to(dtype)
     arguments: dict[str, Any] = {"class_labels": added, "return_dict": False}
     if isinstance(unet, UNet2DConditionModel):
         arguments |= {"encoder_hidden_states": tensors["tokens"], "encoder_attention_mask": tensors["mask"]}
@@ -82,16 +89,16 @@ def apply_unet(
 
 
 def _expanded(condition: ConditionLike | None, batch: int, dtype: torch.dtype) -> dict[str, Tensor | None]:
-    """Return a condition's tensors by name (tokens, mask, vector, concat, level), each expanded to `batch` rows.
+    """Return a condition's tensors by name (tokens, mask, vector, ...), each expanded to `batch` rows.
 
-    All but mask and level are cast to `dtype`. A tensor that the condition lacks is None.
+    All but mask, level and sizes are cast to `dtype`. A tensor that the condition lacks is None.
     """
     tensors: dict[str, Tensor | None] = {}
-    for name in ("tokens", "mask", "vector", "concat", "level"):
+    for name in ("tokens", "mask", "vector", "concat", "level", "sizes"):
         value: Tensor | None = getattr(condition, name, None)
         if value is not None:
             value = value.expand(batch, *value.shape[1:])
-            value = value if name in ("mask", "level") else value.to(dtype)
+            value = value if name in ("mask", "level", "sizes") else value.to(dtype)
         tensors[name] = value
     return tensors
 
@@ -99,8 +106,9 @@ def _expanded(condition: ConditionLike | None, batch: int, dtype: torch.dtype) -
 def _check_condition(unet: UNet, tensors: Mapping[str, Tensor | None]) -> None:
     attends, level = isinstance(unet, UNet2DConditionModel), takes_level(unet)
     vector = unet.class_embedding is not None and not level
+    given = {**tensors, "vector": tensors["vector"] if tensors["sizes"] is None else tensors["sizes"]}
     for name, needed in (("tokens", attends), ("vector", vector), ("level", level)):
-        if needed != (tensors[name] is not None):
+        if needed != (given[name] is not None):
             verb = "needs" if needed else "cannot use"
             raise ValueError(f"this {type(unet).__name__} {verb} a condition's {name}; got {_present(tensors)}")
 

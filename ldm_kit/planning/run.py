@@ -11,6 +11,7 @@ import torch
 
 from ldm_kit.config import UserError
 from ldm_kit.data.batches import spread
+from ldm_kit.data.buckets import square_split
 from ldm_kit.data.sources import load
 from ldm_kit.methods import read_run
 from ldm_kit.methods.conditions import Conditions
@@ -97,7 +98,7 @@ def _train_stage(plan: PlanFiles, number: int, config: RunConfig, say: Callable[
 
 def _write_sheet(path: Path, config: LatentRun) -> None:
     """Sample pictures for held-out captions or classes, and save a sheet of real and sampled ones."""
-    data = load(config.data)
+    data = square_split(load(config.data))
     heldout = len(data.heldout) >= SHOWN
     pictures = data.heldout if heldout else data.train
     real = pictures.pictures(spread(len(pictures), SHOWN))

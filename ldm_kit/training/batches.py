@@ -8,7 +8,7 @@ ranks or data-loader workers.
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 import torch
@@ -18,6 +18,8 @@ from torch.utils.data import DataLoader
 from ldm_kit.config import UserError
 from ldm_kit.diffusion.rng import derive_seed
 from ldm_kit.training import signals
+from ldm_kit.training.groups import GroupOrder, Groups, groups_of
+from ldm_kit.training.groups import by_group as by_group
 
 SampleIndex = tuple[int, int]  # (position in the run, index in the data set)
 
@@ -110,14 +112,31 @@ class StepBatchSampler:
     count: int  # samples in the data set
     start: int  # first step, counted from 0
     stop: int  # the step after the last one
+    groups: Groups = ()  # indices of the samples that may share a batch; empty: all may
+
+    @classmethod
+    def of(cls, source: Any, split: BatchSplit, seed: int, start: int, stop: int) -> "StepBatchSampler":
+        """Return the sampler of a batch source; the arguments are those of this class."""
+        return cls(split, seed, len(source), start, stop, groups_of(source))
 
     def __iter__(self) -> Iterator[list[SampleIndex]]:
+        index = partial(sample_index, self.seed, count=self.count)
+        if self.groups:
+            index = partial(_grouped_index, self.groups, self._group_order())
         for step in range(self.start, self.stop):
             for positions in self.split.micro_batches(step):
-                yield [(p, sample_index(self.seed, p, self.count)) for p in positions]
+                yield [(p, index(p)) for p in positions]
+
+    def _group_order(self) -> GroupOrder:
+        return GroupOrder(self.seed, tuple(map(len, self.groups)), self.split.global_batch)
 
     def __len__(self) -> int:
         return (self.stop - self.start) * self.split.accumulation
+
+
+def _grouped_index(groups: Groups, order: GroupOrder, position: int) -> int:
+    group, number = order.sample(position)
+    return int(groups[group][number])
 
 
 def loader(

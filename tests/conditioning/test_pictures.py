@@ -133,7 +133,7 @@ def test_grey_is_the_luma_of_pillow():
 )
 def test_wrong_pictures_are_refused_in_one_sentence(condition, shapes, message):
     with pytest.raises(ConditioningError, match=message) as caught:
-        condition.check(shapes, 16, 3)
+        condition.check(shapes, (16, 16), 3)
     assert "\n" not in str(caught.value)
 
 

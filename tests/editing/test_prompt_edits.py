@@ -23,7 +23,6 @@ from ldm_kit.editing.inversion import (
     invert_latents,
     noised_start,
     options_within,
-    picture_shape,
     sampling_times,
 )
 from ldm_kit.editing.sample_options import Img2ImgOptions, InpaintOptions, RepromptOptions
@@ -204,8 +203,6 @@ def test_the_strength_is_a_share_of_the_times_over_which_all_steps_are_spread(wo
     with pytest.raises(UserError, match=r"--spacing 9,5,1 is for all training times, but --strength 0\.5"):
         options_within(named, 0.5)
     assert options_within(named.model_copy(update={"own": ("spacing",)}), 0.5).spacing == "trailing"
-    assert picture_shape(pipeline) == (3, 16)
-    assert picture_shape(Pipeline.load(world.model("text") / "model")) == (3, 16)
 
 
 @pytest.mark.parametrize("kind", [Img2ImgOptions, RepromptOptions])
