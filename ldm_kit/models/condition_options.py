@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 def check_conditions(options: "SamplingOptions", model: "Pipeline") -> None:
-    """Check that there is one of several guidance scales for each condition, that a noise level was trained, and that sizes are taken.
+    """Check several guidance scales, a noise level and sizes against what a model is conditioned on.
 
     Raises:
         UserError: a model has another number of conditions than there are scales; or there is a noise level, but the

@@ -10,10 +10,10 @@ from hashlib import sha256
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
-from diffusers import AutoencoderKL, VQModel
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from autoencoder import saved
+from autoencoder.kinds import FirstStage
 from ldm_kit.config import UserError, cache_dir
 from ldm_kit.training.checkpoint import MANIFEST, sha256_all
 from ldm_kit.viz.png import tolerate_oserror, write_atomic
@@ -68,7 +68,7 @@ def verify_folder(folder: Path, within: str = "") -> None:
             write_atomic(memory, json.dumps(content).encode())
 
 
-def open_first_stage(folder: Path | str, *, whole: bool = False) -> AutoencoderKL | VQModel:
+def open_first_stage(folder: Path | str, *, whole: bool = False) -> FirstStage:
     """Verify the files of an autoencoder, then load it.
 
     Args:
