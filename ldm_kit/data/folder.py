@@ -9,8 +9,7 @@ result cached): bad pictures are logged and skipped, and too many of them stop t
 memory, pictures of larger sets on demand.
 """
 
-import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
@@ -22,18 +21,19 @@ from pydantic import AfterValidator, Field
 from torch import Tensor
 from tqdm import tqdm
 
-from ldm_kit.config import Config, cache_dir
+from ldm_kit.config import cache_dir
 from ldm_kit.data import peers, tensor_cache
 from ldm_kit.data.bad_pictures import check_bad_share, skip_or_raise
 from ldm_kit.data.batches import chunks
+from ldm_kit.data.caption_templates import CaptionedConfig, captioned, check_entries
 from ldm_kit.data.colour_profiles import Profile, ProfileCounts
 from ldm_kit.data.folder_cache import folder_stamp
-from ldm_kit.data.folder_check import ROUND, Contents, folder_index
+from ldm_kit.data.folder_check import ROUND, Contents, file_sha256, folder_index
 from ldm_kit.data.folder_index import folder_entries, resolve_inside, training_entries
 from ldm_kit.data.folder_layout import CLASSES, Layout
 from ldm_kit.data.image_files import PIXEL_LIMIT, BadPicture, Colour, check_header, load_image
 from ldm_kit.data.images import InMemory, PictureSet, Split, class_names, digest
-from ldm_kit.data.metadata import BAD_CAPTION, BadCaption, Entry, find_table, without_problems
+from ldm_kit.data.metadata import BAD_CAPTION, CAPTION_LINES, BadCaption, Entry, find_table, without_problems
 from ldm_kit.data.readable import readable
 from ldm_kit.data.records import Numbers, Record, Records, names_of
 from ldm_kit.data.splits import named_split, picture_roles, repeated
@@ -41,7 +41,7 @@ from ldm_kit.data.splits import named_split, picture_roles, repeated
 INDEXED = 2000  # a folder of at least so many files is indexed
 
 
-class FolderConfig(Config):
+class FolderConfig(CaptionedConfig):
     """Options of a data source that is a folder of the user's pictures."""
 
     source: Literal["folder"] = Field(default="folder", description="which data: a folder of pictures")
@@ -59,6 +59,7 @@ class FolderConfig(Config):
         "their names; classes: each is a class; repeats: each is one of kohya's; plain: nothing",
     )
     captions: bool = Field(default=True, description="read caption files beside pictures (0.txt beside 0.png)")
+    caption_lines: bool = CAPTION_LINES
     on_bad_caption: BadCaption = BAD_CAPTION
     heldout: float = Field(
         default=0.05, ge=0, lt=1, description="share held out, by a hash of names; not used if folders name splits"
@@ -124,7 +125,7 @@ def load(config: FolderConfig) -> Split:
         UserError: the folder does not exist, its metadata is invalid, pictures lie beside class folders, no picture is
             usable or left to train on, one is bad (with `on_bad` "raise"), or more are bad than allowed.
     """
-    pictures = _load(config, training=True)
+    pictures = captioned(_load(config, training=True), config)
     names = names_of(pictures.records)
     named = picture_roles(names, config.path, CLASSES) if config.layout == "auto" else None
     roles = [None] * len(names) if named is None else named.roles
@@ -150,16 +151,20 @@ def _load(config: FolderConfig, training: bool) -> PictureSet:
     usable = _check_all(entries, config, pixels, profiles)
     classes = class_names(picture.entry.label for picture in usable)
     labels = {name: number for number, name in enumerate(classes)}
-    records = Records.of(_record(picture.entry, labels) for picture in usable)
+    records = Records.of(picture.entry.record(labels) for picture in usable)
     fingerprint = _fingerprint(config, records, (picture.contents for picture in usable), profiles)
     return InMemory(records, classes, pixels[: len(usable)], fingerprint)
 
 
 def _entries(config: FolderConfig, training: bool) -> list[Entry]:
     """List a folder's pictures; if `training`, leave out the folder `test` where there is also a folder `val`."""
-    entries = folder_entries(config.path, config.layout, config.captions)
+    entries = folder_entries(config.path, config.layout, config.captions, config.caption_lines)
     entries = without_problems(entries, config.path) if config.on_bad_caption == "ignore" else entries
-    return training_entries(entries, config.path) if training else entries
+    if not training:
+        return entries
+    entries = training_entries(entries, config.path)
+    check_entries(entries, config)
+    return entries
 
 
 def _load_indexed(config: FolderConfig, training: bool, stamp: str, fits: bool) -> PictureSet:
@@ -171,6 +176,7 @@ def _load_indexed(config: FolderConfig, training: bool, stamp: str, fits: bool) 
     decode = config.verify or fits
     settings = [config.pixel_limit, decode, config.layout, config.captions, training]
     settings += [config.on_bad_caption] if config.on_bad_caption != "skip" else []
+    settings += ["lines"] if config.caption_lines else []
     entries, check = partial(_entries, config, training), partial(_contents, config, decode)
     index = folder_index(config.path, [*map(str, settings)], stamp, entries, check)
     for complaint in index.complaints:
@@ -199,7 +205,7 @@ def _contents(config: FolderConfig, decode: bool, name: str) -> Contents | str:
         if config.on_bad == "raise":
             skip_or_raise(complaint, config)
         return complaint
-    return Contents(stat.st_size, stat.st_mtime_ns, _sha256(path) if decode else bytes(32), profile)
+    return Contents(stat.st_size, stat.st_mtime_ns, file_sha256(path) if decode else bytes(32), profile)
 
 
 def _decode_all(pictures: PictureSet) -> Tensor:
@@ -226,7 +232,7 @@ def _check_all(entries: Sequence[Entry], config: FolderConfig, pixels: Tensor, c
             skip_or_raise(complaints[-1], config)
         else:
             counts.add(entry.name, profile)
-            usable.append(_Usable(entry, _sha256(path).hex()))
+            usable.append(_Usable(entry, file_sha256(path).hex()))
     check_bad_share(complaints, len(entries), config)
     counts.log(config.path, len(usable))
     return usable
@@ -242,15 +248,6 @@ def _check(path: Path, config: FolderConfig, decode: bool) -> Profile | None:
 
 def _decode(path: Path, config: FolderConfig) -> Tensor:
     return load_image(path, config.resolution, config.channels, config.background, config.pixel_limit)
-
-
-def _sha256(path: Path) -> bytes:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").digest()
-
-
-def _record(entry: Entry, labels: Mapping[str, int]) -> Record:
-    return Record(entry.name, entry.text, None if entry.label is None else labels[entry.label], entry.fields)
 
 
 def _fingerprint(config: FolderConfig, records: Records, contents: Iterable[str], profiles: ProfileCounts) -> str:

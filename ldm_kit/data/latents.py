@@ -20,6 +20,7 @@ from tqdm import tqdm
 
 from ldm_kit.data import peers
 from ldm_kit.data.batches import chunks, flips
+from ldm_kit.data.caption_rows import CaptionRows
 from ldm_kit.data.images import InMemory, PictureSet, digest, to_unit
 from ldm_kit.data.latent_shards import (
     Moments,
@@ -69,11 +70,12 @@ class LatentBatches:
     """Training batches of N cached latents with captions or classes, as the tensors that the conditioner takes."""
 
     latents: Latents
-    inputs: Mapping[str, Tensor]  # inputs of the conditioner by name, [N, ...] each
-    raw: Sequence[str | int]  # the N captions or labels from which `inputs` were made
+    inputs: Mapping[str, Tensor]  # inputs of the conditioner by name, [N, ...] each; [M, ...] for M `captions`
+    raw: Sequence[str | int]  # the captions or labels from which `inputs` were made
     seed: int  # seed of the random choice between the plain and the mirrored view
     pictures: TensorTable | None = None  # pictures [N, V, C, R, R] in [-1, 1] that condition the samples; None: none do
     key: str = ""  # hash that identifies `pictures`
+    captions: CaptionRows | None = None  # rows of `inputs` of pictures with several captions; None: each has one
 
     @property
     def fingerprint(self) -> str:
@@ -83,7 +85,8 @@ class LatentBatches:
     @cached_property
     def _fingerprint(self) -> str:
         of_pictures = [self.key] if self.key else []
-        return digest(chain([self.latents.fingerprint], of_pictures, map(str, self.raw)))
+        several = () if self.captions is None else self.captions.texts()
+        return digest(chain([self.latents.fingerprint], of_pictures, map(str, self.raw), several))
 
     def __len__(self) -> int:
         return len(self.latents)
@@ -103,18 +106,20 @@ class LatentBatches:
         has_mirrored = self.latents.mean.shape[1] > 1
         view = flips(self.seed, position).long() if has_mirrored else torch.zeros_like(index)
         mean, logvar = self.latents.mean[index, view].float(), self.latents.logvar[index, view].float()
-        batch = {"mean": mean, "logvar": logvar, "inputs": self.inputs_at(index), "position": position}
+        batch = {"mean": mean, "logvar": logvar, "inputs": self.inputs_at(index, position), "position": position}
         if self.pictures is None:
             return batch
         return {**batch, "picture": self.pictures[sources(index, self.latents.replaced), view].float()}
 
-    def inputs_at(self, index: Tensor) -> dict[str, Tensor]:
+    def inputs_at(self, index: Tensor, position: Tensor) -> dict[str, Tensor]:
         """Return the conditioner's inputs, {name: [B, ...]}, for the pictures with indices `index` [B].
 
-        A broken picture has the inputs of the picture that replaces it. Which one does is known only after the pictures
-        were read, so the latents of the batch must be read first.
+        Of a picture with several captions, the seed and `position` [B], the number of samples that training has seen
+        before, draw one. A broken picture has the inputs of the picture that replaces it. Which one does is known only
+        after the pictures were read, so the latents of the batch must be read first.
         """
         shown = sources(index, self.latents.replaced)
+        shown = shown if self.captions is None else self.captions.drawn(shown, position)
         return {name: value[shown] for name, value in self.inputs.items()}
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Protocol, Union
 from pydantic import Field
 
 from ldm_kit.data import digits, folder, given, parquet, webdataset
+from ldm_kit.data.caption_templates import CaptionedConfig
 from ldm_kit.data.digits import DigitsConfig
 from ldm_kit.data.faces import dataset as faces
 from ldm_kit.data.faces.dataset import FacesConfig
@@ -63,6 +64,8 @@ def load(config: DataConfig, *, captions: bool = True) -> Split:
     """
     if not captions and isinstance(config, FolderConfig | WebDatasetConfig):
         config = config.model_copy(update={"on_bad_caption": "ignore"})
+    if not captions and isinstance(config, CaptionedConfig):
+        config = config.model_copy(update={"caption_template": None})
     return SOURCES[type(config)](config)
 
 

@@ -112,7 +112,7 @@ class Latent(Method[LatentRun]):
         if heldout_inputs is not None:
             heldout_latents, pictures = first_stage.latents(data.heldout, "heldout"), maps and maps.heldout
             heldout = LatentBatches(heldout_latents, heldout_inputs, [], config.seed, pictures)
-        batches = LatentBatches(latents, inputs, conditions.train, config.seed, **shown)
+        batches = conditions.batches(latents, inputs, config.seed, **shown)
         method = cls(config, unet, conditioner, TrainingData(data, batches, heldout))
         method.dependencies = {**first_stage.dependencies, **conditions.dependencies}
         method.vae, method.latent_shape, method.conditions = first_stage.vae, tuple(latents.shape), conditions
