@@ -20,9 +20,10 @@ from tqdm import tqdm
 
 from ldm_kit.config import UserError, cache_dir
 from ldm_kit.data import peers
+from ldm_kit.data.alpha import AlphaConfig, masked_split
 from ldm_kit.data.archive_rows import ArchiveReader, Index, Row, Rows, read_index, write_index
 from ldm_kit.data.bad_pictures import check_bad_share, skip_or_raise
-from ldm_kit.data.caption_templates import CaptionedConfig, captioned
+from ldm_kit.data.caption_templates import captioned
 from ldm_kit.data.colour_profiles import Profile, ProfileCounts
 from ldm_kit.data.file_patterns import find_files
 from ldm_kit.data.image_files import PIXEL_LIMIT, BadPicture, Colour, Encoded, check_header, load_image
@@ -35,7 +36,7 @@ CODE_VERSION = 1  # part of a picture set's fingerprint; raise it whenever pixel
 INDEX_VERSION = 3  # raise it whenever the contents of an index change
 
 
-class ArchiveConfig(CaptionedConfig):
+class ArchiveConfig(AlphaConfig):
     """Options shared by the data sources that read archives of pictures (tar shards, parquet files)."""
 
     path: Annotated[Path, AfterValidator(Path.expanduser)] = Field(
@@ -98,8 +99,8 @@ class ArchivedPictures:
 
     @property
     def channels(self) -> int:
-        """Channels of a picture, C: 1 grey, 3 RGB, 4 RGBA."""
-        return self.config.channels
+        """Channels of a picture, C: 1 grey, 3 RGB, 4 RGBA; one more for alpha as mask."""
+        return self.config.stored_channels
 
     def __len__(self) -> int:
         return len(self.locations)
@@ -113,7 +114,8 @@ class ArchivedPictures:
         file, *location = self.locations[index].tolist()
         contents = self.reader.read(self.files[file], (location[0], location[1]))
         encoded, config = Encoded(self.records[index].name, contents), self.config
-        return load_image(encoded, config.resolution, config.channels, config.background, config.pixel_limit)
+        settings = config.resolution, config.channels, config.background, config.pixel_limit
+        return load_image(encoded, *settings, alpha=config.alpha == "mask")
 
     def pictures(self, indices: Sequence[int]) -> Tensor:
         """Return the N pictures at `indices`, uint8 [N, C, R, R]: C channels, R x R pixels, read archive by archive."""
@@ -159,7 +161,8 @@ def load(config: ArchiveConfig, reader: ArchiveReader, suffix: str) -> Split:
     paths, settings = [files[name] for name in roles], profiles.settings
     pictures = _picture_set(indexes, paths, row_roles, reader, config, profile_settings=settings)
     pictures = captioned(pictures, config)
-    return readable(named_split(pictures, row_roles, config.heldout, config.path), config)
+    split = named_split(pictures, row_roles, config.heldout, config.path)
+    return masked_split(readable(split, config), config)
 
 
 def _picture_set(
@@ -185,7 +188,7 @@ def _picture_set(
     )
     hashes = (row[5] for index in indexes.values() for row in index.rows)
     settings = ["packed", f"code={CODE_VERSION}", str(config.resolution), str(config.channels), config.background]
-    settings += profile_settings
+    settings += [*profile_settings, *(["alpha"] if config.alpha == "mask" else [])]
     fingerprint = digest(chain(settings, chain.from_iterable(zip(records.names, hashes, strict=True))))
     return ArchivedPictures(records, classes, fingerprint, files, torch.cat(locations), reader, config)
 

@@ -23,9 +23,10 @@ from tqdm import tqdm
 
 from ldm_kit.config import cache_dir
 from ldm_kit.data import peers, tensor_cache
+from ldm_kit.data.alpha import AlphaConfig, masked, masked_split
 from ldm_kit.data.bad_pictures import check_bad_share, skip_or_raise
 from ldm_kit.data.batches import chunks
-from ldm_kit.data.caption_templates import CaptionedConfig, captioned, check_entries
+from ldm_kit.data.caption_templates import captioned, check_entries
 from ldm_kit.data.colour_profiles import Profile, ProfileCounts
 from ldm_kit.data.folder_cache import folder_stamp
 from ldm_kit.data.folder_check import ROUND, Contents, file_sha256, folder_index
@@ -41,7 +42,7 @@ from ldm_kit.data.splits import named_split, picture_roles, repeated
 INDEXED = 2000  # a folder of at least so many files is indexed
 
 
-class FolderConfig(CaptionedConfig):
+class FolderConfig(AlphaConfig):
     """Options of a data source that is a folder of the user's pictures."""
 
     source: Literal["folder"] = Field(default="folder", description="which data: a folder of pictures")
@@ -104,7 +105,7 @@ class _OnDemand:
 
     @property
     def channels(self) -> int:
-        return self.config.channels
+        return self.config.stored_channels
 
     def __len__(self) -> int:
         return len(self.records)
@@ -131,22 +132,22 @@ def load(config: FolderConfig) -> Split:
     roles = [None] * len(names) if named is None else named.roles
     split = named_split(pictures, roles, config.heldout, config.path)
     split = repeated(split) if find_table(config.path) is None else split
-    return readable(split, config) if isinstance(pictures, _OnDemand) else split
+    return masked_split(readable(split, config) if isinstance(pictures, _OnDemand) else split, config)
 
 
 def load_all(config: FolderConfig) -> PictureSet:
     """Load a folder's usable pictures as one set sorted by name; raise UserError if the folder cannot be used."""
-    return _load(config, training=False)
+    return masked(_load(config, training=False), config)
 
 
 def _load(config: FolderConfig, training: bool) -> PictureSet:
-    size = config.channels * config.resolution**2
+    size = config.stored_channels * config.resolution**2
     stamp, count = peers.from_first(peers.host(), partial(folder_stamp, config.path))
     fits = count * size <= config.memory_limit
     if count >= INDEXED or not fits:
         return _load_indexed(config, training, stamp, fits)
     entries = _entries(config, training)
-    pixels = torch.empty(len(entries), config.channels, config.resolution, config.resolution, dtype=torch.uint8)
+    pixels = torch.empty(len(entries), config.stored_channels, *[config.resolution] * 2, dtype=torch.uint8)
     profiles = ProfileCounts()
     usable = _check_all(entries, config, pixels, profiles)
     classes = class_names(picture.entry.label for picture in usable)
@@ -247,10 +248,12 @@ def _check(path: Path, config: FolderConfig, decode: bool) -> Profile | None:
 
 
 def _decode(path: Path, config: FolderConfig) -> Tensor:
-    return load_image(path, config.resolution, config.channels, config.background, config.pixel_limit)
+    settings = config.resolution, config.channels, config.background, config.pixel_limit
+    return load_image(path, *settings, alpha=config.alpha == "mask")
 
 
 def _fingerprint(config: FolderConfig, records: Records, contents: Iterable[str], profiles: ProfileCounts) -> str:
     """Return a hash that identifies the set: of settings, `profiles`, and each picture's name and sha256 or size."""
     settings = ["folder", "code=1", str(config.resolution), str(config.channels), config.background, *profiles.settings]
+    settings += ["alpha"] if config.alpha == "mask" else []
     return digest(chain(settings, chain.from_iterable(zip(records.names, contents, strict=True))))

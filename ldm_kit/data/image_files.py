@@ -84,6 +84,8 @@ def load_image(
     channels: int = 3,
     background: str = "white",
     pixel_limit: int = PIXEL_LIMIT,
+    *,
+    alpha: bool = False,
 ) -> Tensor:
     """Load an image file, or the bytes of one, as a square picture.
 
@@ -97,9 +99,10 @@ def load_image(
         channels: 1 grey, 3 RGB, 4 RGBA.
         background: colour under transparent pixels (a name or #rrggbb), unless channels is 4.
         pixel_limit: most pixels that the header may promise; checked before anything is decoded.
+        alpha: whether alpha follows the channels of the picture that is laid over the background.
 
     Returns:
-        uint8 [channels, resolution, resolution].
+        uint8 [channels, resolution, resolution], or [channels + 1, ...] with alpha.
 
     Raises:
         BadPicture: the file does not exist, is no image, is truncated, or has more than `pixel_limit` pixels.
@@ -109,7 +112,9 @@ def load_image(
         raise UserError(f"channels is {channels}; expected 1 (grey), 3 (RGB) or 4 (RGBA)")
     rgb = colour(background)
     path = path if isinstance(path, Encoded) else Path(path)
-    return square(decode(path, pixel_limit).image, resolution, channels, rgb)
+    image = decode(path, pixel_limit).image
+    picture = square(image, resolution, channels, rgb)
+    return torch.cat([picture, alpha_of(image, resolution)]) if alpha else picture
 
 
 def square(image: Image.Image, resolution: int, channels: int, background: tuple[int, int, int] = _WHITE) -> Tensor:
@@ -122,6 +127,16 @@ def square(image: Image.Image, resolution: int, channels: int, background: tuple
     fitted = ImageOps.fit(flat, (resolution, resolution), Image.Resampling.LANCZOS)
     pixels = np.array(fitted, dtype=np.uint8).reshape(resolution, resolution, channels)
     return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
+
+
+def alpha_of(image: Image.Image, resolution: int) -> Tensor:
+    """Return a decoded image's alpha (0 transparent, 255 opaque), scaled and cropped as by `square`: uint8 [1, R, R].
+
+    It is scaled with non-negative weights (bilinear, antialiased): 0 where all that is averaged is transparent.
+    """
+    layer = image.convert("RGBA").getchannel("A")
+    fitted = ImageOps.fit(layer, (resolution, resolution), Image.Resampling.BILINEAR)
+    return torch.from_numpy(np.array(fitted, dtype=np.uint8))[None]
 
 
 def decode(path: Path | Encoded, pixel_limit: int = PIXEL_LIMIT) -> Decoded:

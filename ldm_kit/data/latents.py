@@ -54,6 +54,7 @@ class Latents:
     logvar: TensorTable  # [N, V, Z, h, w]
     fingerprint: str  # hash of all that mean and log-variance depend on
     replaced: Mapping[int, int] = field(default_factory=dict)  # index of a broken picture -> that of its replacement
+    weights: Tensor | None = None  # [N, h, w] in [0, 1], by which the loss of each element counts; None: all count
 
     def __len__(self) -> int:
         return len(self.mean)
@@ -99,14 +100,17 @@ class LatentBatches:
 
         Returns:
             {"mean", "logvar": mean and log-variance of the latents' posterior, float32 [B, Z, h, w] each (Z channels),
-            "inputs": the conditioner's inputs {name: [B, ...]}, "position": int64 [B]}, and "picture" [B, C, R, R] if
-            there are `pictures`, of the same view as the latents.
+            "inputs": the conditioner's inputs {name: [B, ...]}, "position": int64 [B]}; "weight" [B, 1, h, w] if the
+            latents have weights, and "picture" [B, C, R, R] if there are `pictures`, of the same view as the latents.
         """
         position, index = torch.tensor(samples).unbind(1)
         has_mirrored = self.latents.mean.shape[1] > 1
         view = flips(self.seed, position).long() if has_mirrored else torch.zeros_like(index)
         mean, logvar = self.latents.mean[index, view].float(), self.latents.logvar[index, view].float()
         batch = {"mean": mean, "logvar": logvar, "inputs": self.inputs_at(index, position), "position": position}
+        if self.latents.weights is not None:
+            weight = self.latents.weights[index][:, None].float()
+            batch["weight"] = torch.where(view.view(-1, 1, 1, 1).bool(), weight.flip(3), weight)
         if self.pictures is None:
             return batch
         return {**batch, "picture": self.pictures[sources(index, self.latents.replaced), view].float()}

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,6 +15,7 @@ from autoencoder.base import encode, reduction
 from conditioning.base import Conditioner, ConditionerConfig, Inputs, drop
 from ldm_kit.config import UserError, cache_dir
 from ldm_kit.data import latents as latent_cache
+from ldm_kit.data.alpha import area_weights
 from ldm_kit.data.images import PictureSet, digest
 from ldm_kit.data.latents import Latents, weights_digest
 from ldm_kit.diffusion import rng
@@ -83,7 +84,7 @@ class FirstStage:
         flip = self.config.flip and name == "train"
         if self.vae is None:
             most = None if name == "train" else self.config.log.max_heldout
-            return latent_cache.pixels(pictures, flip=flip, most=most)
+            return _weighted(latent_cache.pixels(pictures, flip=flip, most=most), pictures)
         vae = self.vae
 
         @cache
@@ -100,7 +101,13 @@ class FirstStage:
         latents = latent_cache.cached(folder, pictures, moments, key, flip=flip, batch=self.batch_size)
         if name == "train":
             _check_normalised(latents, self.config)
-        return latents
+        return _weighted(latents, pictures)
+
+
+def _weighted(latents: Latents, pictures: PictureSet) -> Latents:
+    """Return the latents of a picture set with the weights that alpha gives their elements, if it is a mask."""
+    _, height, width = latents.shape
+    return replace(latents, weights=area_weights(pictures, (height, width)))
 
 
 def _check_autoencoder(vae: AutoencoderKL | VQModel | None, pictures: PictureSet, settings: NoisedRun) -> None:

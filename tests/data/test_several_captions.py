@@ -86,6 +86,7 @@ def test_tar_shards_have_lists_or_lines(tmp_path):
     path = shard(tmp_path / "a.tar", *sample, *more)
     config = {"path": path, "resolution": 8, "heldout": 0.0}
     assert everything(WebDatasetConfig(**config)) == [("a", "b"), ("one\ntwo",)]
+    assert everything(WebDatasetConfig(**config, caption_lines=True)) == [("a", "b"), ("one", "two")]
     lines = WebDatasetConfig(**config, caption_lines=True, fields=("mood",))
     for _ in range(2):
         assert everything(lines) == [("a", "b"), ("one", "two")]
