@@ -13,7 +13,7 @@ from torch import Tensor
 from ldm_kit.config import cache_dir
 from ldm_kit.data import tensor_cache
 from ldm_kit.data.caption_templates import CaptionedConfig
-from ldm_kit.data.images import DerivedSet, PictureSet, Split, digest
+from ldm_kit.data.images import DerivedSet, PictureSet, Split
 from ldm_kit.data.records import Record
 
 BATCH = 256  # pictures decoded at once
@@ -56,8 +56,8 @@ class AlphaMasked(DerivedSet):
 
     @property
     def fingerprint(self) -> str:
-        """Sha256 (hex) of the fingerprint of `base`."""
-        return digest([self.base.fingerprint, "alpha"])
+        """Fingerprint of `base`, whose preprocessing settings say that it has alpha."""
+        return self.base.fingerprint
 
     def __len__(self) -> int:
         return len(self.base)

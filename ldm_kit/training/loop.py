@@ -25,7 +25,7 @@ from ldm_kit.training.config import TrainConfig
 from ldm_kit.training.ema import Ema, EmaConfig
 from ldm_kit.training.muon import Muon
 from ldm_kit.training.optim import OptimConfig
-from ldm_kit.training.task import BatchSource, StatefulTask, StepStats, Task, TrainStep, show_whole_batch
+from ldm_kit.training.task import BatchSource, StatefulTask, StepStats, Task, TrainStep, order_of, show_whole_batch
 from ldm_kit.training.training_state import TrainingState, check_unchanged, metadata, read_metadata
 
 
@@ -89,7 +89,7 @@ class Trainer:
             yield TrainStep(self.step, lr, norms, stats.logs)
 
     def _batches(self, data: BatchSource) -> Iterator[Any]:
-        sampler = StepBatchSampler(self.split, self.seed, len(data), self.step, self.config.steps)
+        sampler = StepBatchSampler(self.split, self.seed, order_of(self.task, data), self.step, self.config.steps)
         return iter(loader(data, sampler, self.config.workers, self.accelerator.device))
 
     def forward_backward(self, batches: Iterator[Any]) -> StepStats | None:
@@ -164,7 +164,7 @@ class Trainer:
         is_fp16 = self.accelerator.scaler is not None
         if is_fp16 and self.overflows < self.config.max_skips:
             return False
-        sampler = StepBatchSampler(self.split, self.seed, len(data), self.step, self.step + 1)
+        sampler = StepBatchSampler(self.split, self.seed, order_of(self.task, data), self.step, self.step + 1)
         batches = [(samples, data.__getitems__(samples)) for samples in sampler]
         report = faults.fault_report(self.step + 1, stats, norms, self.task.modules, batches)
         self._undo_attempt()

@@ -138,7 +138,7 @@ def test_pixels_under_alpha_0_change_no_training(tree, tmp_path):
     assert runs["a"].lines != runs["c"].lines
 
 
-def test_held_out_losses_are_weighted_too(tmp_path):
+def test_losses_of_both_sets_are_weighted(tmp_path):
     """The network is in evaluation mode: dropout would tell two passes apart."""
     root = folder(tmp_path / "in", rgba(16))
     method = open_method(settings(TEXT, root, tmp_path / "run", *MASK))
@@ -153,6 +153,8 @@ def test_held_out_losses_are_weighted_too(tmp_path):
     opaque = method.heldout_losses({**batch, "weight": torch.ones_like(weight)}, t, 0)
     torch.testing.assert_close(plain, opaque)
     assert not torch.allclose(first, plain)
+    trained = [next(method.losses(some, 0))[1] for some in (batch, {**batch, "weight": torch.ones_like(weight)})]
+    assert not torch.allclose(*trained)
 
 
 def test_latents_have_weights_by_area(tmp_path):
