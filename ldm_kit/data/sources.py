@@ -16,6 +16,7 @@ from ldm_kit.data.faces import dataset as faces
 from ldm_kit.data.faces.dataset import FacesConfig
 from ldm_kit.data.folder import FolderConfig
 from ldm_kit.data.given import GivenConfig
+from ldm_kit.data.hub import HubConfig, local_config
 from ldm_kit.data.images import Split
 from ldm_kit.data.mixed import mix
 from ldm_kit.data.openmoji import dataset as openmoji
@@ -59,7 +60,7 @@ if TYPE_CHECKING:
     _Part = DataConfig
 else:
     _single = tuple(kind for kind in SOURCES if kind is not GivenConfig)
-    _Part = Annotated[Union[_single], Field(discriminator="source")]  # noqa: UP007
+    _Part = Annotated[Union[(*_single, HubConfig)], Field(discriminator="source")]
 
 
 class PartConfig(Config):
@@ -114,7 +115,7 @@ def _alpha(config: Any) -> str:
 
 
 if not TYPE_CHECKING:
-    DataConfig = Annotated[Union[(*SOURCES, MixConfig)], Field(discriminator="source")]
+    DataConfig = Annotated[Union[(*SOURCES, HubConfig, MixConfig)], Field(discriminator="source")]
 
 
 def load(config: DataConfig, *, captions: bool = True) -> Split:
@@ -127,6 +128,8 @@ def load(config: DataConfig, *, captions: bool = True) -> Split:
     Raises:
         UserError: a package is missing, the files do not exist or cannot be used, or no picture is left to train on.
     """
+    if isinstance(config, HubConfig):
+        return load(local_config(config), captions=captions)
     if isinstance(config, MixConfig):
         return mix([load(one.data, captions=captions) for one in config.parts], [one.share for one in config.parts])
     if not captions and isinstance(config, FolderConfig | WebDatasetConfig):

@@ -13,6 +13,7 @@ from ldm_kit.config import UserError
 from ldm_kit.data.digits import DigitsConfig
 from ldm_kit.data.faces.dataset import ATTRIBUTION as FACES
 from ldm_kit.data.faces.dataset import FacesConfig
+from ldm_kit.data.hub import HubConfig
 from ldm_kit.data.openmoji.dataset import ATTRIBUTION as OPENMOJI
 from ldm_kit.data.openmoji.dataset import OpenMojiConfig
 from ldm_kit.data.shapes.dataset import ShapesConfig
@@ -54,8 +55,10 @@ def source_of(data: Any) -> Source:
             return Source("the built-in shapes, which the kit renders", "apache-2.0")
         case DigitsConfig():
             return Source(f"hand-written digits ({data.name})", None)
+        case HubConfig():
+            return Source(f"the data set `{data.name}` on the Hugging Face Hub, at commit {data.revision[:12]}", None)
         case MixConfig():
-            return _mixed([*dict.fromkeys(source_of(part.data) for part in data.parts)])
+            return _mixed([*dict.fromkeys(source_of(one.data) for one in data.parts)])
         case _:
             return Source(f"pictures of the author's own (data source `{data.source}`)", None)
 

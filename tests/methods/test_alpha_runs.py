@@ -180,3 +180,24 @@ def test_latents_have_weights_by_area(tmp_path):
 def test_losses_without_weights_are_refused(tree, override, sentence, tmp_path):
     with pytest.raises(UserError, match=sentence):
         settings(tree, tmp_path, tmp_path / "run", override)
+
+
+def test_stage_1_counts_pixels_by_alpha(tmp_path):
+    method = open_method(settings(KL, folder(tmp_path / "in", rgba(16)), tmp_path / "run", *MASK))
+    method.set_ddp_modules(method.modules)
+    batch = method.batches.__getitems__([(i, i) for i in range(4)])
+    plain = {name: value for name, value in batch.items() if name != "weight"}
+    terms = [next(method.losses(some, 9))[2] for some in (batch, plain, {**batch, "weight": torch.ones(4, 1, 16, 16)})]
+    assert not torch.allclose(terms[0]["pixel"], terms[1]["pixel"])
+    assert not torch.allclose(terms[0]["g"], terms[1]["g"])
+    torch.testing.assert_close(terms[1]["pixel"], terms[2]["pixel"])
+
+
+@pytest.mark.parametrize("share", [1.0, 0.0])
+def test_equivariance_moves_the_weights_with_the_pictures(share, tmp_path):
+    """Pictures are scaled before they are encoded, or with their latents: weights of another size would not fit."""
+    more = f"equivariance={{share: {share}, small: 1.0, least: 0.5}}"
+    root = folder(tmp_path / "in", rgba(16))
+    losses = play(settings(KL, root, tmp_path / "run", *MASK, more)).numbers("autoencoder_loss")
+    assert losses.isfinite().all()
+    assert len(losses) == 4
