@@ -75,7 +75,7 @@ class MixConfig(Config):
 
     source: Literal["mix"] = Field(default="mix", description="which data: several data sets with shares")
     parts: Annotated[tuple[PartConfig, ...], BeforeValidator(_as_tuple)] = Field(
-        min_length=2, max_length=16, description="the data sets: share and data of each"
+        description="the data sets, 2 to 16: share and data of each"
     )
 
     @property
@@ -95,6 +95,8 @@ class MixConfig(Config):
 
     @model_validator(mode="after")
     def _check_alike(self) -> Self:
+        if not 2 <= len(self.parts) <= 16:
+            raise ValueError(f"parts are {len(self.parts)}; expected 2 to 16 data sets")
         first = self.parts[0].data
         for number, other in enumerate([one.data for one in self.parts[1:]], 2):
             for name in ("resolution", "channels"):

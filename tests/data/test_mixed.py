@@ -232,7 +232,7 @@ FOLDER = {"source": "folder", "path": "x"}
 @pytest.mark.parametrize(
     ("parts", "sentence"),
     [
-        ([{"share": 1, "data": FOLDER}], "parts: expected at least 2"),
+        ([{"share": 1, "data": FOLDER}], "x.yaml: parts are 1; expected 2 to 16 data sets"),
         ([{"share": 0, "data": FOLDER}] * 2, "share: expected"),
         ([{"data": FOLDER}] * 2, "missing key 'parts.0.share'"),
         (
@@ -252,7 +252,10 @@ FOLDER = {"source": "folder", "path": "x"}
             "part 2 has alpha mask and part 1 flatten",
         ),
         ([{"share": 1, "data": FOLDER}, {"share": 1, "data": {"source": "mix", "parts": []}}], "mix"),
-        ([{"share": 1, "data": FOLDER}, {"share": 1, "data": {**FOLDER, "pth": "x"}}], "pth"),
+        (
+            [{"share": 1, "data": FOLDER}, {"share": 1, "data": {**FOLDER, "pth": "x"}}],
+            "x.yaml: unknown key 'parts.1.data.pth'; nearest known: path",
+        ),
     ],
 )
 def test_parts_that_do_not_fit_are_refused(parts, sentence):
