@@ -13,6 +13,7 @@ from autoencoder import loss_terms
 from autoencoder.base import AutoencoderError, Reconstruction
 from autoencoder.codebook import Codebook, Map, itself, perplexity
 from autoencoder.loss import AdversarialConfig, AutoencoderLoss, LossTerms
+from autoencoder.loss_terms import laid_over
 
 Player = Literal["autoencoder", "discriminator"]
 Logs = dict[str, Tensor]
@@ -32,6 +33,7 @@ def two_player(
     codebook: Codebook | None = None,
     judged: Tensor | None = None,
     ratio: Tensor | None = None,
+    weight: Tensor | None = None,
 ) -> Iterator[tuple[Player, Tensor, Logs]]:
     """Yield the autoencoder's loss, then, in steps that train the discriminator, the discriminator's loss.
 
@@ -54,6 +56,8 @@ def two_player(
         judged: bool [B], the pictures on which the perceptual distance is computed; None: all.
         ratio: adaptive weight of the whole batch (`whole_batch_weight`), if x is only a part of the batch; None: x is
             the whole batch.
+        weight: [B, 1, H, W] in [0, 1], by which each pixel counts; the discriminator sees reconstructions laid over the
+            pictures by it. None: all count.
 
     Yields:
         Name of the trained module, its scalar loss, and logs of detached tensors. In the logs, "lambda" is the weight
@@ -65,10 +69,14 @@ def two_player(
     game = loss.config.adversarial
     if game is not None and (discriminate is None or raw_discriminator is None):
         raise AutoencoderError("The loss has an adversarial term: pass discriminate and raw_discriminator.")
-    fake, latents, indices = made.picture.detach(), made.moments.mean.detach(), made.indices
+    latents, indices = made.moments.mean.detach(), made.indices
+    losses = loss(x, made, judged, weight)
+    made = made._replace(picture=laid_over(made.picture, x, weight))
+    fake = made.picture.detach()
     with frozen(raw_discriminator):
         terms = partial(_autoencoder_side, discriminator=raw_discriminator, last_layer=last_layer, average=average)
-        yield "autoencoder", *terms(loss(x, made, judged), made, step, game=game, ratio=ratio)
+        yield "autoencoder", *terms(losses, made, step, game=game, ratio=ratio)
+    del losses
     del made
     if codebook is not None and indices is not None:
         codebook.see(latents, indices)

@@ -41,6 +41,13 @@ class Move(NamedTuple):
         return torch.rot90(x, self.turns, (-2, -1))
 
 
+def moved_weights(weight: Tensor, *moves: Move | None) -> Tensor:
+    """Return weights [B, 1, H, W] in [0, 1] of pixels after the transforms of their pictures (None: no transform)."""
+    for move in moves:
+        weight = weight if move is None else move(weight)
+    return weight.clamp(0, 1)
+
+
 @lru_cache(maxsize=256)
 def _resized(old: int, new: int) -> Tensor:
     """Return the matrix [new, old] that resizes a line of `old` pixels to `new` by antialiased bilinear interpolation.

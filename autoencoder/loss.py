@@ -159,13 +159,19 @@ class AutoencoderLoss(nn.Module):
         moved = (offset.cpu().double() + start * count) % count
         return (moved * every < count).to(offset.device)
 
-    def forward(self, x: Tensor, made: Reconstruction, judged: Tensor | None = None) -> LossTerms:
+    def forward(
+        self, x: Tensor, made: Reconstruction, judged: Tensor | None = None, weight: Tensor | None = None
+    ) -> LossTerms:
         """Return the loss terms of a batch.
+
+        With weights, the pixel error is a weighted mean, and the perceptual distance is that of the reconstruction
+        laid over the picture (`loss_terms.laid_over`); KL and codebook loss are those of the whole latent.
 
         Args:
             x: pictures [B, C, H, W] in [-1, 1].
             made: the reconstruction of x that `Autoencode` returned.
             judged: bool [B], the pictures on which the perceptual distance is computed; None: all.
+            weight: [B, 1, H, W] in [0, 1], by which each pixel counts; None: all count.
 
         Raises:
             AutoencoderError: only one of the config and `made` has a learned scale.
@@ -175,8 +181,8 @@ class AutoencoderLoss(nn.Module):
                 f"learned_scale is {self.config.learned_scale} in the loss but not in the autoencoder: "
                 "build Autoencode(vae, learned_scale=config.learned_scale)."
             )
-        pixel = loss_terms.pixel_error(made.picture, x, self.config.pixel)
-        perceptual = self._perceptual(made.picture, x, judged)
+        pixel = loss_terms.pixel_error(made.picture, x, self.config.pixel, weight)
+        perceptual = self._perceptual(loss_terms.laid_over(made.picture, x, weight), x, judged)
         kl = loss_terms.kl_per_pixel(made.moments, x) if made.indices is None else pixel.new_zeros(len(x))
         nll = loss_terms.nll(pixel + self.config.perceptual_weight * perceptual, made.log_scale)
         total = nll.mean() + self.config.kl_weight * kl.mean() + self.config.codebook_weight * made.codebook_loss

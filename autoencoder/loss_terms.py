@@ -16,10 +16,24 @@ from torch import Tensor
 from autoencoder.base import Moments
 
 
-def pixel_error(x: Tensor, y: Tensor, kind: str = "l1") -> Tensor:
-    """Return the mean absolute ("l1") or squared ("l2") differences [B] between pictures x and y [B, C, H, W]."""
+def pixel_error(x: Tensor, y: Tensor, kind: str = "l1", weight: Tensor | None = None) -> Tensor:
+    """Return the mean absolute ("l1") or squared ("l2") differences [B] between pictures x and y [B, C, H, W].
+
+    With a `weight` [B, 1, H, W] of each pixel the mean is sum(w d) / sum(w), and 0 where all weights are 0.
+    """
     error = (x - y).abs() if kind == "l1" else (x - y).square()
-    return error.flatten(1).mean(1)
+    if weight is None:
+        return error.flatten(1).mean(1)
+    weight = weight.to(error).expand_as(error).flatten(1)
+    return (error.flatten(1) * weight).sum(1) / weight.sum(1).clamp_min(1e-12)
+
+
+def laid_over(made: Tensor, x: Tensor, weight: Tensor | None) -> Tensor:
+    """Return `made` laid over x [B, C, H, W] by the weight [B, 1, H, W] of its pixels: w made + (1 - w) x.
+
+    Where the weight is 0 the result equals x, whatever `made` shows. Without a weight (None) it is `made`.
+    """
+    return made if weight is None else weight.to(made) * made + (1 - weight.to(made)) * x.to(made)
 
 
 def kl_divergence(moments: Moments) -> Tensor:

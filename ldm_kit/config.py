@@ -223,7 +223,7 @@ def _without_tags(kind: type[BaseModel], path: Sequence[str]) -> list[str]:
         fields = [model.model_fields[key] for model in models if key in model.model_fields]
         if not fields and len(models) > 1 and any(key in _literals(model) for model in models):
             continue
-        models = [below for field in fields for below in _models(field.annotation)]
+        models = [below for field in fields for below in _models(field.annotation)] or models * key.isdecimal()
         names.append(key)
     return names
 

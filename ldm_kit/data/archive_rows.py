@@ -4,21 +4,26 @@ An index has a row for each picture: where it lies in the archive, its caption, 
 stored in a few arrays, and become tuples when they are read.
 """
 
+import hashlib
 import json
+import logging
 from array import array
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple, Protocol, overload
+from typing import Any, NamedTuple, Protocol, overload
 
 import numpy as np
 
+from ldm_kit.data import atomic
 from ldm_kit.data.metadata import Entry
 from ldm_kit.data.records import UNLABELLED, Array, StringBuilder, Strings
 
-# A picture of an archive: name in the archive, caption, class name (None: no class), further values by name, location
-# in the archive (two numbers, see `ArchiveReader.read`), sha256 (hex) of the image file.
-Row = tuple[str, str, str | None, Mapping[str, str], Sequence[int], str]
+_log = logging.getLogger("ldm_kit.data")
+
+# A picture of an archive: name in the archive, caption, class name (None: no class), further values and captions
+# (`records.stored`), location in the archive (two numbers, see `ArchiveReader.read`), sha256 (hex) of the image file.
+Row = tuple[str, str, str | None, Mapping[str, Any], Sequence[int], str]
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,3 +105,35 @@ class ArchiveReader(Protocol):
     def read(self, path: Path, location: tuple[int, int]) -> bytes:
         """Return the bytes of one image file in the archive `path`; `location` is that of its `ArchiveSample`."""
         ...
+
+
+class Index(NamedTuple):
+    """List of an archive's pictures."""
+
+    rows: Sequence[Row]  # the usable pictures of one archive
+    bad: list[str]  # a complaint for each picture that cannot be used
+    profiles: list[tuple[str, str, str]]  # (name of a picture that is not in sRGB, name of its profile, problem)
+
+
+def read_index(path: Path) -> Index | None:
+    """Load the list of an archive's pictures from the cache file `path`; None if the file is missing or damaged."""
+    try:
+        checksum, _, text = path.read_text(encoding="ascii").partition("\n")
+        if hashlib.sha256(text.encode()).hexdigest() != checksum:
+            raise ValueError("its checksum differs")
+        rows, bad, profiles = json.loads(text)
+        return Index(Rows.of(rows), bad, profiles)
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        _log.warning("the index %s is damaged (%s) and is made again", path, error)
+        return None
+
+
+def write_index(path: Path, index: Index) -> None:
+    """Write a list of pictures to the cache file `path`; log it if that is impossible."""
+    text = json.dumps([list(index.rows), index.bad, index.profiles])
+    try:
+        atomic.write(path, f"{hashlib.sha256(text.encode()).hexdigest()}\n{text}".encode("ascii"))
+    except OSError as error:
+        _log.warning("cannot keep an index under %s (%s); it will be made again", path.parent, error.strerror)

@@ -6,14 +6,12 @@ read in any order, training needs no shuffle buffer: samples are ordered as thos
 """
 
 import hashlib
-import json
-import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
 from pathlib import Path
-from typing import Annotated, Literal, NamedTuple
+from typing import Annotated, Literal
 
 import torch
 from pydantic import AfterValidator, Field
@@ -21,24 +19,25 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ldm_kit.config import UserError, cache_dir
-from ldm_kit.data import atomic, peers
-from ldm_kit.data.archive_rows import ArchiveReader, Row, Rows
+from ldm_kit.data import peers
+from ldm_kit.data.alpha import AlphaConfig, masked_split
+from ldm_kit.data.archive_rows import ArchiveReader, Index, Row, Rows, read_index, write_index
 from ldm_kit.data.bad_pictures import check_bad_share, skip_or_raise
 from ldm_kit.data.buckets import ArchiveFiles, BucketedConfig, bucketed, within_crop
+from ldm_kit.data.caption_templates import captioned
 from ldm_kit.data.colour_profiles import Profile, ProfileCounts
 from ldm_kit.data.file_patterns import find_files
 from ldm_kit.data.image_files import PIXEL_LIMIT, BadPicture, Colour, Encoded, check_header, load_image
 from ldm_kit.data.images import Record, Split, class_names, digest
 from ldm_kit.data.readable import readable
-from ldm_kit.data.records import Records
+from ldm_kit.data.records import Records, record_of, stored
 from ldm_kit.data.splits import Role, named_files, named_members, named_split
 
-_log = logging.getLogger("ldm_kit.data")
 CODE_VERSION = 1  # part of a picture set's fingerprint; raise it whenever pixels or records change
-INDEX_VERSION = 2  # raise it whenever the contents of an index change
+INDEX_VERSION = 3  # raise it whenever the contents of an index change
 
 
-class ArchiveConfig(BucketedConfig):
+class ArchiveConfig(BucketedConfig, AlphaConfig):
     """Options shared by the data sources that read archives of pictures (tar shards, parquet files)."""
 
     path: Annotated[Path, AfterValidator(Path.expanduser)] = Field(
@@ -74,11 +73,10 @@ class ArchiveConfig(BucketedConfig):
         default=None, description="folder for the indexes; default: the variable LDM_KIT_CACHE, else ~/.cache/ldm_kit"
     )
 
-
-class _Index(NamedTuple):
-    rows: Sequence[Row]  # the usable pictures of one archive
-    bad: list[str]  # a complaint for each picture that cannot be used
-    profiles: list[tuple[str, str, str]]  # (name of a picture that is not in sRGB, name of its profile, problem)
+    @property
+    def columns(self) -> Sequence[str]:
+        """Names of the values that a caption template can use: those in `fields`."""
+        return self.fields
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,8 +98,8 @@ class ArchivedPictures:
 
     @property
     def channels(self) -> int:
-        """Channels of a picture, C: 1 grey, 3 RGB, 4 RGBA."""
-        return self.config.channels
+        """Channels of a picture, C: 1 grey, 3 RGB, 4 RGBA; one more for alpha as mask."""
+        return self.config.stored_channels
 
     def __len__(self) -> int:
         return len(self.locations)
@@ -115,7 +113,8 @@ class ArchivedPictures:
         file, *location = self.locations[index].tolist()
         contents = self.reader.read(self.files[file], (location[0], location[1]))
         encoded, config = Encoded(self.records[index].name, contents), self.config
-        return load_image(encoded, config.resolution, config.channels, config.background, config.pixel_limit)
+        settings = config.resolution, config.channels, config.background, config.pixel_limit
+        return load_image(encoded, *settings, alpha=config.alpha == "mask")
 
     def pictures(self, indices: Sequence[int]) -> Tensor:
         """Return the N pictures at `indices`, uint8 [N, C, R, R]: C channels, R x R pixels, read archive by archive."""
@@ -140,7 +139,7 @@ def load(config: ArchiveConfig, reader: ArchiveReader, suffix: str) -> Split:
     if peers.everyone().size > 1:
         missing = partial(_not_indexed, [files[name] for name in roles], reader, config)
         peers.make_missing(missing, lambda path: _cached_index(path, reader, config))
-    indexes: dict[str, _Index] = {}
+    indexes: dict[str, Index] = {}
     for name in tqdm(roles, f"reading {config.path.name}", disable=None):
         indexes[name] = _cached_index(files[name], reader, config)
     complaints = [f"{name}/{complaint}" for name, index in indexes.items() for complaint in index.bad]
@@ -160,12 +159,13 @@ def load(config: ArchiveConfig, reader: ArchiveReader, suffix: str) -> Split:
         row_roles = named_members([row[0] for index in indexes.values() for row in index.rows], config.path)
     paths, settings = [files[name] for name in roles], profiles.settings
     pictures = _picture_set(indexes, paths, row_roles, reader, config, profile_settings=settings)
-    shaped = bucketed(pictures, config, ArchiveFiles(pictures))
-    return readable(within_crop(named_split(shaped, row_roles, config.heldout, config.path), config), config)
+    shaped = bucketed(captioned(pictures, config), config, ArchiveFiles(pictures))
+    split = named_split(shaped, row_roles, config.heldout, config.path)
+    return masked_split(readable(within_crop(split, config), config), config)
 
 
 def _picture_set(
-    indexes: Mapping[str, _Index],
+    indexes: Mapping[str, Index],
     files: Sequence[Path],
     roles: Sequence[Role | None],
     reader: ArchiveReader,
@@ -181,24 +181,24 @@ def _picture_set(
         for number, index in enumerate(indexes.values())
     ]
     records = Records.of(
-        Record(f"{name}/{member}", text, None if label is None else labels.get(label), fields)
+        record_of(f"{name}/{member}", text, None if label is None else labels.get(label), fields)
         for name, index in indexes.items()
         for member, text, label, fields, _, _ in index.rows
     )
     hashes = (row[5] for index in indexes.values() for row in index.rows)
     settings = ["packed", f"code={CODE_VERSION}", str(config.resolution), str(config.channels), config.background]
-    settings += profile_settings
+    settings += [*profile_settings, *(["alpha"] if config.alpha == "mask" else [])]
     fingerprint = digest(chain(settings, chain.from_iterable(zip(records.names, hashes, strict=True))))
     return ArchivedPictures(records, classes, fingerprint, files, torch.cat(locations), reader, config)
 
 
-def _cached_index(path: Path, reader: ArchiveReader, config: ArchiveConfig) -> _Index:
+def _cached_index(path: Path, reader: ArchiveReader, config: ArchiveConfig) -> Index:
     """Return the cached list of an archive's pictures; if there is none for this `config`, make it with `reader`."""
     index_path = _index_path(path, reader, config)
-    index = _read_index(index_path)
+    index = read_index(index_path)
     if index is None:
         index = _scan(path, reader, config)
-        _write_index(index_path, index)
+        write_index(index_path, index)
     return index
 
 
@@ -213,7 +213,7 @@ def _index_path(path: Path, reader: ArchiveReader, config: ArchiveConfig) -> Pat
     return root / "shards" / f"{digest([f'code={INDEX_VERSION}', *reader.key, *file])[:32]}.json"
 
 
-def _scan(path: Path, reader: ArchiveReader, config: ArchiveConfig) -> _Index:
+def _scan(path: Path, reader: ArchiveReader, config: ArchiveConfig) -> Index:
     """List the usable and bad pictures that `reader` finds; check all headers and, if `config.verify`, all pixels."""
     rows: list[Row] = []
     bad: list[str] = []
@@ -231,30 +231,8 @@ def _scan(path: Path, reader: ArchiveReader, config: ArchiveConfig) -> _Index:
             bad.append(f"{entry.name}: {error.reason}")
         else:
             sha256 = hashlib.sha256(sample.contents).hexdigest()
-            rows.append((entry.name, entry.text, entry.label, entry.fields, sample.location, sha256))
+            values = stored(entry.fields, entry.others)
+            rows.append((entry.name, entry.text, entry.label, values, sample.location, sha256))
             if profile is not None:
                 profiles.append((entry.name, profile.name, profile.problem))
-    return _Index(Rows.of(rows), bad, profiles)
-
-
-def _read_index(path: Path) -> _Index | None:
-    """Load the list of an archive's pictures from the cache file `path`; None if the file is missing or damaged."""
-    try:
-        checksum, _, text = path.read_text(encoding="ascii").partition("\n")
-        if hashlib.sha256(text.encode()).hexdigest() != checksum:
-            raise ValueError("its checksum differs")
-        rows, bad, profiles = json.loads(text)
-        return _Index(Rows.of(rows), bad, profiles)
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError) as error:
-        _log.warning("the index %s is damaged (%s) and is made again", path, error)
-        return None
-
-
-def _write_index(path: Path, index: _Index) -> None:
-    text = json.dumps([list(index.rows), index.bad, index.profiles])
-    try:
-        atomic.write(path, f"{hashlib.sha256(text.encode()).hexdigest()}\n{text}".encode("ascii"))
-    except OSError as error:
-        _log.warning("cannot keep an index under %s (%s); it will be made again", path.parent, error.strerror)
+    return Index(Rows.of(rows), bad, profiles)

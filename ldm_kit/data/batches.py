@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ldm_kit.data.alpha import with_alpha
 from ldm_kit.data.images import PictureSet, to_unit
 from ldm_kit.diffusion import rng
 
@@ -42,11 +43,15 @@ class PictureBatches:
         The position is the number of samples that training has seen before this one.
 
         Returns:
-            {"x": pictures [B, C, R, R] in [-1, 1] (C channels, R x R pixels), "position": int64 [B]}.
+            {"x": pictures [B, C, R, R] in [-1, 1] (C channels, R x R pixels), "position": int64 [B]}, and "weight"
+            [B, 1, R, R] in [0, 1], by which the loss of each pixel counts, if the pictures have alpha as mask.
         """
-        x = to_unit(self.pictures.pictures([index for _, index in samples]))
+        pixels, alpha = with_alpha(self.pictures, [index for _, index in samples])
         position = torch.tensor([position for position, _ in samples])
-        return {"x": flipped(x, self.seed, position) if self.flip else x, "position": position}
+        batch = {"x": to_unit(pixels), **({} if alpha is None else {"weight": alpha.float() / 255})}
+        if self.flip:
+            batch = {name: flipped(value, self.seed, position) for name, value in batch.items()}
+        return {**batch, "position": position}
 
 
 def flips(seed: int, position: Tensor) -> Tensor:

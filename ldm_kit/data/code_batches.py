@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ldm_kit.data.batches import flipped
+from ldm_kit.data.caption_rows import CaptionRows
 from ldm_kit.data.images import PictureSet, digest, to_unit
 from ldm_kit.data.latents import LatentBatches, Latents
 from ldm_kit.data.readable import replacements, sources
@@ -69,8 +70,9 @@ class CodeBatches:
     """Training batches of normalised semantic codes, with captions or classes as tensors, for a prior over codes."""
 
     codes: Tensor  # float32 [N, D]: N codes of D dimensions
-    inputs: Mapping[str, Tensor]  # inputs of the conditioner by name, [N, ...] each
+    inputs: Mapping[str, Tensor]  # inputs of the conditioner by name, [N, ...] each; [M, ...] for M `captions`
     fingerprint: str  # hash of all that codes and inputs depend on
+    captions: CaptionRows | None = None  # rows of `inputs` of pictures with several captions; None: each has one
 
     def __len__(self) -> int:
         return len(self.codes)
@@ -85,5 +87,6 @@ class CodeBatches:
             indices, "position": int64 [B]}.
         """
         position, index = torch.tensor(samples).unbind(1)
-        inputs = {name: value[index] for name, value in self.inputs.items()}
+        rows = index if self.captions is None else self.captions.drawn(index, position)
+        inputs = {name: value[rows] for name, value in self.inputs.items()}
         return {"z": self.codes[index], "inputs": inputs, "position": position}

@@ -11,14 +11,14 @@ import numpy as np
 import torch
 from pydantic import Field
 
-from ldm_kit.config import Config
+from ldm_kit.data.caption_templates import CaptionedConfig, captioned
 from ldm_kit.data.images import InMemory, Record, Split, digest, heldout_split
 from ldm_kit.packages import import_extra
 
 CLASSES = tuple("0123456789")
 
 
-class DigitsConfig(Config):
+class DigitsConfig(CaptionedConfig):
     """Options of the hand-written digits: grey pictures with captions such as "the digit 3" and the digit as class."""
 
     source: Literal["digits"] = Field(default="digits", description="which data: hand-written digits")
@@ -37,6 +37,11 @@ class DigitsConfig(Config):
         """Channels of a picture: 1, grey."""
         return 1
 
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Names of the values that a caption template can use beside caption and class: none."""
+        return ()
+
 
 def load(config: DigitsConfig) -> Split:
     """Load the digits as training and held-out pictures, uint8 [N, 1, R, R] in memory; R is 8 (sklearn) or 28 (mnist).
@@ -44,7 +49,7 @@ def load(config: DigitsConfig) -> Split:
     Raises:
         UserError: the package that contains the digits is not installed.
     """
-    return heldout_split(load_all(config), config.heldout, config.name)
+    return heldout_split(captioned(load_all(config), config), config.heldout, config.name)
 
 
 def load_all(config: DigitsConfig) -> InMemory:

@@ -9,8 +9,7 @@ result cached): bad pictures are logged and skipped, and too many of them stop t
 memory, pictures of larger sets on demand.
 """
 
-import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
@@ -24,17 +23,19 @@ from tqdm import tqdm
 
 from ldm_kit.config import cache_dir
 from ldm_kit.data import peers, tensor_cache
+from ldm_kit.data.alpha import AlphaConfig, masked, masked_split
 from ldm_kit.data.bad_pictures import check_bad_share, skip_or_raise
 from ldm_kit.data.batches import chunks
 from ldm_kit.data.buckets import BucketedConfig, FolderFiles, bucketed, within_crop
+from ldm_kit.data.caption_templates import captioned, check_entries
 from ldm_kit.data.colour_profiles import Profile, ProfileCounts
 from ldm_kit.data.folder_cache import folder_stamp
-from ldm_kit.data.folder_check import ROUND, Contents, folder_index
+from ldm_kit.data.folder_check import ROUND, Contents, file_sha256, folder_index
 from ldm_kit.data.folder_index import folder_entries, resolve_inside, training_entries
 from ldm_kit.data.folder_layout import CLASSES, Layout
 from ldm_kit.data.image_files import PIXEL_LIMIT, BadPicture, Colour, check_header, load_image
 from ldm_kit.data.images import InMemory, PictureSet, Split, class_names, digest
-from ldm_kit.data.metadata import BAD_CAPTION, BadCaption, Entry, find_table, without_problems
+from ldm_kit.data.metadata import BAD_CAPTION, CAPTION_LINES, BadCaption, Entry, find_table, without_problems
 from ldm_kit.data.readable import readable
 from ldm_kit.data.records import Numbers, Record, Records, names_of
 from ldm_kit.data.splits import named_split, picture_roles, repeated
@@ -42,7 +43,7 @@ from ldm_kit.data.splits import named_split, picture_roles, repeated
 INDEXED = 2000  # a folder of at least so many files is indexed
 
 
-class FolderConfig(BucketedConfig):
+class FolderConfig(BucketedConfig, AlphaConfig):
     """Options of a data source that is a folder of the user's pictures."""
 
     source: Literal["folder"] = Field(default="folder", description="which data: a folder of pictures")
@@ -60,6 +61,7 @@ class FolderConfig(BucketedConfig):
         "their names; classes: each is a class; repeats: each is one of kohya's; plain: nothing",
     )
     captions: bool = Field(default=True, description="read caption files beside pictures (0.txt beside 0.png)")
+    caption_lines: bool = CAPTION_LINES
     on_bad_caption: BadCaption = BAD_CAPTION
     heldout: float = Field(
         default=0.05, ge=0, lt=1, description="share held out, by a hash of names; not used if folders name splits"
@@ -102,7 +104,7 @@ class _OnDemand:
 
     @property
     def channels(self) -> int:
-        return self.config.channels
+        return self.config.stored_channels
 
     def __len__(self) -> int:
         return len(self.records)
@@ -123,43 +125,48 @@ def load(config: FolderConfig) -> Split:
         UserError: the folder does not exist, its metadata is invalid, pictures lie beside class folders, no picture is
             usable or left to train on, one is bad (with `on_bad` "raise"), or more are bad than allowed.
     """
-    pictures = _load(config, training=True)
+    pictures = captioned(_load(config, training=True), config)
     pictures = bucketed(pictures, config, FolderFiles(config.path, pictures.records))
     names = names_of(pictures.records)
     named = picture_roles(names, config.path, CLASSES) if config.layout == "auto" else None
     roles = [None] * len(names) if named is None else named.roles
     split = named_split(pictures, roles, config.heldout, config.path)
     split = repeated(split) if find_table(config.path) is None else split
-    return split if isinstance(pictures, InMemory) else readable(within_crop(split, config), config)
+    split = split if isinstance(pictures, InMemory) else readable(within_crop(split, config), config)
+    return masked_split(split, config)
 
 
 def load_all(config: FolderConfig) -> PictureSet:
     """Load a folder's usable pictures as one set sorted by name; raise UserError if the folder cannot be used."""
-    return _load(config, training=False)
+    return masked(_load(config, training=False), config)
 
 
 def _load(config: FolderConfig, training: bool) -> PictureSet:
-    size = config.channels * config.resolution**2
+    size = config.stored_channels * config.resolution**2
     stamp, count = peers.from_first(peers.host(), partial(folder_stamp, config.path))
     fits = count * size <= config.memory_limit
     if count >= INDEXED or not fits:
         return _load_indexed(config, training, stamp, fits)
     entries = _entries(config, training)
-    pixels = torch.empty(len(entries), config.channels, config.resolution, config.resolution, dtype=torch.uint8)
+    pixels = torch.empty(len(entries), config.stored_channels, *[config.resolution] * 2, dtype=torch.uint8)
     profiles = ProfileCounts()
     usable = _check_all(entries, config, pixels, profiles)
     classes = class_names(picture.entry.label for picture in usable)
     labels = {name: number for number, name in enumerate(classes)}
-    records = Records.of(_record(picture.entry, labels) for picture in usable)
+    records = Records.of(picture.entry.record(labels) for picture in usable)
     fingerprint = _fingerprint(config, records, (picture.contents for picture in usable), profiles)
     return InMemory(records, classes, pixels[: len(usable)], fingerprint)
 
 
 def _entries(config: FolderConfig, training: bool) -> list[Entry]:
     """List a folder's pictures; if `training`, leave out the folder `test` where there is also a folder `val`."""
-    entries = folder_entries(config.path, config.layout, config.captions)
+    entries = folder_entries(config.path, config.layout, config.captions, config.caption_lines)
     entries = without_problems(entries, config.path) if config.on_bad_caption == "ignore" else entries
-    return training_entries(entries, config.path) if training else entries
+    if not training:
+        return entries
+    entries = training_entries(entries, config.path)
+    check_entries(entries, config)
+    return entries
 
 
 def _load_indexed(config: FolderConfig, training: bool, stamp: str, fits: bool) -> PictureSet:
@@ -171,6 +178,7 @@ def _load_indexed(config: FolderConfig, training: bool, stamp: str, fits: bool) 
     decode = config.verify or fits
     settings = [config.pixel_limit, decode, config.layout, config.captions, training]
     settings += [config.on_bad_caption] if config.on_bad_caption != "skip" else []
+    settings += ["lines"] if config.caption_lines else []
     entries, check = partial(_entries, config, training), partial(_contents, config, decode)
     index = folder_index(config.path, [*map(str, settings)], stamp, entries, check)
     for complaint in index.complaints:
@@ -199,7 +207,7 @@ def _contents(config: FolderConfig, decode: bool, name: str) -> Contents | str:
         if config.on_bad == "raise":
             skip_or_raise(complaint, config)
         return complaint
-    return Contents(stat.st_size, stat.st_mtime_ns, _sha256(path) if decode else bytes(32), profile)
+    return Contents(stat.st_size, stat.st_mtime_ns, file_sha256(path) if decode else bytes(32), profile)
 
 
 def _decode_all(pictures: PictureSet) -> Tensor:
@@ -226,7 +234,7 @@ def _check_all(entries: Sequence[Entry], config: FolderConfig, pixels: Tensor, c
             skip_or_raise(complaints[-1], config)
         else:
             counts.add(entry.name, profile)
-            usable.append(_Usable(entry, _sha256(path).hex()))
+            usable.append(_Usable(entry, file_sha256(path).hex()))
     check_bad_share(complaints, len(entries), config)
     counts.log(config.path, len(usable))
     return usable
@@ -241,19 +249,12 @@ def _check(path: Path, config: FolderConfig, decode: bool) -> Profile | None:
 
 
 def _decode(path: Path, config: FolderConfig) -> Tensor:
-    return load_image(path, config.resolution, config.channels, config.background, config.pixel_limit)
-
-
-def _sha256(path: Path) -> bytes:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").digest()
-
-
-def _record(entry: Entry, labels: Mapping[str, int]) -> Record:
-    return Record(entry.name, entry.text, None if entry.label is None else labels[entry.label], entry.fields)
+    settings = config.resolution, config.channels, config.background, config.pixel_limit
+    return load_image(path, *settings, alpha=config.alpha == "mask")
 
 
 def _fingerprint(config: FolderConfig, records: Records, contents: Iterable[str], profiles: ProfileCounts) -> str:
     """Return a hash that identifies the set: of settings, `profiles`, and each picture's name and sha256 or size."""
     settings = ["folder", "code=1", str(config.resolution), str(config.channels), config.background, *profiles.settings]
+    settings += ["alpha"] if config.alpha == "mask" else []
     return digest(chain(settings, chain.from_iterable(zip(records.names, contents, strict=True))))

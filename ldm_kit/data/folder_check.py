@@ -6,7 +6,7 @@ incomplete index is kept too, so that a start that was interrupted can be contin
 """
 
 import contextlib
-import json
+import hashlib
 import logging
 import os
 import time
@@ -25,7 +25,7 @@ from ldm_kit.data.colour_profiles import Profile
 from ldm_kit.data.folder_cache import CODE_VERSION, FolderIndex, read, write
 from ldm_kit.data.images import class_names, digest
 from ldm_kit.data.metadata import Entry
-from ldm_kit.data.records import UNLABELLED, Labels, Records, StringBuilder
+from ldm_kit.data.records import UNLABELLED, Labels, Records, StringBuilder, stored_json
 
 ROUND = 16384  # pictures that the processes check before they exchange results
 KEEP_EVERY = 60.0  # seconds between saves of an incomplete index
@@ -81,6 +81,12 @@ def folder_index(
 
 def _check_all(names: Sequence[str], check: Check) -> list[Contents | str]:
     return list(peers.in_threads(check, names))
+
+
+def file_sha256(path: Path) -> bytes:
+    """Return the sha256 of a file's contents."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").digest()
 
 
 class _Builder:
@@ -161,7 +167,7 @@ class _Builder:
         contents = complaint
         self.names.add(entry.name)
         self.texts.add(entry.text)
-        self.fields.add(json.dumps(entry.fields) if entry.fields else "")
+        self.fields.add(stored_json(entry.fields, entry.others))
         label = UNLABELLED if entry.label is None else self.classes.setdefault(entry.label, len(self.classes))
         self.labels.append(label)
         self.files.extend((contents.size, contents.changed))

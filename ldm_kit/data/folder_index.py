@@ -27,13 +27,14 @@ class _Files:
     sidecars: dict[str, list[str]] = field(default_factory=dict)  # caption files: path without suffix -> suffixes
 
 
-def folder_entries(root: Path, layout: Layout = "auto", captions: bool = True) -> list[Entry]:
+def folder_entries(root: Path, layout: Layout = "auto", captions: bool = True, lines: bool = False) -> list[Entry]:
     """Return all pictures of a folder, sorted by name; files that are not read are logged, except hidden ones.
 
     Args:
         root: the folder.
         layout: what sub-folders mean: classes; repeats (kohya's `10_dog`); plain: nothing; auto: their names decide.
         captions: whether caption files beside pictures (`0.txt` beside `0.png`) are read.
+        lines: whether each line of a caption file is a caption.
 
     Raises:
         UserError: the folder is missing or has no picture, metadata.jsonl (or .csv) is invalid, or pictures lie beside
@@ -52,7 +53,7 @@ def folder_entries(root: Path, layout: Layout = "auto", captions: bool = True) -
         if roles is not None and layout == "auto":
             entries = [replace(entry, role=role) for entry, role in zip(entries, roles.roles, strict=True)]
     else:
-        entries = _from_layout(root, files, layout, captions)
+        entries = _from_layout(root, files, layout, (captions, lines))
     if not entries:
         raise UserError(f"{root} offers no pictures; expected {TABLES[0]}, class folders or images (.png, .jpg, ...)")
     return sorted(entries, key=lambda entry: entry.name)
@@ -132,7 +133,9 @@ def _is_used(name: str) -> bool:
     )
 
 
-def _from_layout(root: Path, files: _Files, layout: Layout, captions: bool) -> list[Entry]:
+def _from_layout(root: Path, files: _Files, layout: Layout, texts: tuple[bool, bool]) -> list[Entry]:
+    """List pictures by their folders and caption files; `texts`: whether these are read, and each line is a caption."""
+    captions, lines = texts
     if files.tables:
         return _from_split_tables(root, files, layout)
     names = files.pictures
@@ -140,18 +143,18 @@ def _from_layout(root: Path, files: _Files, layout: Layout, captions: bool) -> l
     kinds = [sidecars.get(name.rpartition(".")[0], []) for name in names]
     captioned = frozenset(name for name, own in zip(names, kinds, strict=True) if _has_text(own))
     named = zip(names, folder_meanings(root, names, layout, captioned), kinds, strict=True)
-    entries = [_entry_of(root, name, own, meaning) for name, meaning, own in named]
+    entries = [_entry_of(root, name, own, meaning, lines) for name, meaning, own in named]
     _report_captions(root, entries, len(captioned), files.sidecars if captions else {})
     return entries
 
 
-def _entry_of(root: Path, name: str, kinds: Sequence[str], meaning: FolderMeaning) -> Entry:
+def _entry_of(root: Path, name: str, kinds: Sequence[str], meaning: FolderMeaning, lines: bool) -> Entry:
     """Return the picture `name` in `root` with the caption and class that caption files and folders give.
 
     A file's caption is preferred to a folder's, a folder's class to a file's. `kinds` are the suffixes of the picture's
-    caption files; `meaning` is what its folders' names say.
+    caption files, each `lines` of which may be a caption; `meaning` is what its folders' names say.
     """
-    beside = read_sidecar(root, name.rpartition(".")[0], kinds) if kinds else Sidecar()
+    beside = read_sidecar(root, name.rpartition(".")[0], kinds, lines) if kinds else Sidecar()
     label = meaning.label if beside.label is None else meaning.label or beside.label
     return Entry(
         name.rstrip("/"),
@@ -159,6 +162,7 @@ def _entry_of(root: Path, name: str, kinds: Sequence[str], meaning: FolderMeanin
         label,
         role=meaning.role,
         problem=beside.problem,
+        others=beside.others,
     )
 
 

@@ -85,6 +85,8 @@ def load_image(
     channels: int = 3,
     background: str = "white",
     pixel_limit: int = PIXEL_LIMIT,
+    *,
+    alpha: bool = False,
 ) -> Tensor:
     """Load an image file, or the bytes of one, as a picture of a given size.
 
@@ -98,9 +100,10 @@ def load_image(
         channels: 1 grey, 3 RGB, 4 RGBA.
         background: colour under transparent pixels (a name or #rrggbb), unless channels is 4.
         pixel_limit: most pixels that the header may promise; checked before anything is decoded.
+        alpha: whether alpha follows the channels of the picture that is laid over the background.
 
     Returns:
-        uint8 [channels, height, width].
+        uint8 [channels, height, width], or [channels + 1, height, width] with alpha.
 
     Raises:
         BadPicture: the file does not exist, is no image, is truncated, or has more than `pixel_limit` pixels.
@@ -110,7 +113,9 @@ def load_image(
         raise UserError(f"channels is {channels}; expected 1 (grey), 3 (RGB) or 4 (RGBA)")
     rgb = colour(background)
     path = path if isinstance(path, Encoded) else Path(path)
-    return fitted(decode(path, pixel_limit).image, resolution, channels, rgb)
+    image = decode(path, pixel_limit).image
+    picture = fitted(image, resolution, channels, rgb)
+    return torch.cat([picture, alpha_of(image, resolution)]) if alpha else picture
 
 
 def fitted(
@@ -132,6 +137,17 @@ def fitted(
     scaled = ImageOps.fit(flat, (width, height), Image.Resampling.LANCZOS)
     pixels = np.array(scaled, dtype=np.uint8).reshape(height, width, channels)
     return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
+
+
+def alpha_of(image: Image.Image, resolution: int | tuple[int, int]) -> Tensor:
+    """Return a decoded image's alpha (0 transparent, 255 opaque), scaled and cropped as by `fitted`: uint8 [1, H, W].
+
+    It is scaled with non-negative weights (bilinear, antialiased): 0 where all that is averaged is transparent.
+    """
+    layer = image.convert("RGBA").getchannel("A")
+    height, width = (resolution, resolution) if isinstance(resolution, int) else resolution
+    scaled = ImageOps.fit(layer, (width, height), Image.Resampling.BILINEAR)
+    return torch.from_numpy(np.array(scaled, dtype=np.uint8))[None]
 
 
 def decode(path: Path | Encoded, pixel_limit: int = PIXEL_LIMIT) -> Decoded:

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ldm_kit.data.alpha import AlphaMasked
 from ldm_kit.data.images import DerivedSet, PictureSet, Record, Split, Subset, digest, subset
 
 
@@ -45,6 +46,8 @@ def whole(split: Split) -> PictureSet:
     Parts of one data set become a subset of it, in its order, which keeps factors that are known. A picture that
     training repeats is there once.
     """
+    if isinstance(split.train, AlphaMasked) and isinstance(split.heldout, AlphaMasked):
+        return AlphaMasked(whole(Split(split.train.base, split.heldout.base, None)))
     (train, rows), (heldout, more) = map(_in_root, split[:2])
     if train is heldout:
         return subset(train, np.union1d(rows, more))

@@ -20,6 +20,7 @@ from tqdm import tqdm
 
 from ldm_kit.data import peers
 from ldm_kit.data.batches import chunks, flips
+from ldm_kit.data.caption_rows import CaptionRows
 from ldm_kit.data.images import InMemory, PictureSet, digest, to_unit
 from ldm_kit.data.latent_shards import (
     Moments,
@@ -55,6 +56,7 @@ class Latents:
     replaced: Mapping[int, int] = field(default_factory=dict)  # index of a broken picture -> that of its replacement
     groups: Sequence[Tensor] = ()  # indices of the latents of each shape; empty: all have one
     sizes: Tensor | None = None  # [N, 6] sizes and crops of the pictures (`Buckets.conditions`); None: not needed
+    weights: Tensor | None = None  # [N, h, w] in [0, 1], by which the loss of each element counts; None: all count
 
     def __len__(self) -> int:
         return len(self.mean)
@@ -71,11 +73,12 @@ class LatentBatches:
     """Training batches of N cached latents with captions or classes, as the tensors that the conditioner takes."""
 
     latents: Latents
-    inputs: Mapping[str, Tensor]  # inputs of the conditioner by name, [N, ...] each
-    raw: Sequence[str | int]  # the N captions or labels from which `inputs` were made
+    inputs: Mapping[str, Tensor]  # inputs of the conditioner by name, [N, ...] each; [M, ...] for M `captions`
+    raw: Sequence[str | int]  # the captions or labels from which `inputs` were made
     seed: int  # seed of the random choice between the plain and the mirrored view
     pictures: TensorTable | None = None  # pictures [N, V, C, R, R] in [-1, 1] that condition the samples; None: none do
     key: str = ""  # hash that identifies `pictures`
+    captions: CaptionRows | None = None  # rows of `inputs` of pictures with several captions; None: each has one
 
     @property
     def fingerprint(self) -> str:
@@ -85,7 +88,8 @@ class LatentBatches:
     @cached_property
     def _fingerprint(self) -> str:
         of_pictures = [self.key] if self.key else []
-        return digest(chain([self.latents.fingerprint], of_pictures, map(str, self.raw)))
+        several = () if self.captions is None else self.captions.texts()
+        return digest(chain([self.latents.fingerprint], of_pictures, map(str, self.raw), several))
 
     def __len__(self) -> int:
         return len(self.latents)
@@ -98,16 +102,19 @@ class LatentBatches:
 
         Returns:
             {"mean", "logvar": mean and log-variance of the latents' posterior, float32 [B, Z, h, w] each (Z channels),
-            "inputs": the conditioner's inputs {name: [B, ...]}, "position": int64 [B]}, and "picture" [B, C, R, R] if
-            there are `pictures`, of the same view as the latents, and "sizes" [B, 6] if the latents have them.
+            "inputs": the conditioner's inputs {name: [B, ...]}, "position": int64 [B]}; "sizes" [B, 6] and "weight"
+            [B, 1, h, w] if the latents have them, and "picture" [B, C, R, R] if there are `pictures`, of the same view.
         """
         position, index = torch.tensor(samples).unbind(1)
         has_mirrored = self.latents.mean.shape[1] > 1
         view = flips(self.seed, position).long() if has_mirrored else torch.zeros_like(index)
         mean, logvar = self.latents.mean[index, view].float(), self.latents.logvar[index, view].float()
-        batch = {"mean": mean, "logvar": logvar, "inputs": self.inputs_at(index), "position": position}
+        batch = {"mean": mean, "logvar": logvar, "inputs": self.inputs_at(index, position), "position": position}
         if self.latents.sizes is not None:
             batch["sizes"] = self.latents.sizes[sources(index, self.latents.replaced)]
+        if self.latents.weights is not None:
+            weight = self.latents.weights[index][:, None].float()
+            batch["weight"] = torch.where(view.view(-1, 1, 1, 1).bool(), weight.flip(3), weight)
         if self.pictures is None:
             return batch
         return {**batch, "picture": self.pictures[sources(index, self.latents.replaced), view].float()}
@@ -117,13 +124,15 @@ class LatentBatches:
         """Indices of the pictures of each shape, of which a batch holds one; empty: all have one shape."""
         return self.latents.groups
 
-    def inputs_at(self, index: Tensor) -> dict[str, Tensor]:
+    def inputs_at(self, index: Tensor, position: Tensor) -> dict[str, Tensor]:
         """Return the conditioner's inputs, {name: [B, ...]}, for the pictures with indices `index` [B].
 
-        A broken picture has the inputs of the picture that replaces it. Which one does is known only after the pictures
-        were read, so the latents of the batch must be read first.
+        Of a picture with several captions, the seed and `position` [B], the number of samples that training has seen
+        before, draw one. A broken picture has the inputs of the picture that replaces it. Which one does is known only
+        after the pictures were read, so the latents of the batch must be read first.
         """
         shown = sources(index, self.latents.replaced)
+        shown = shown if self.captions is None else self.captions.drawn(shown, position)
         return {name: value[shown] for name, value in self.inputs.items()}
 
 

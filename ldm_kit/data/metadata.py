@@ -1,6 +1,7 @@
 """Tables of a folder's pictures, metadata.jsonl or metadata.csv, as Hugging Face's imagefolder reads them.
 
-Each row has file_name (relative to the folder), text (the caption), an optional label, and further values.
+Each row has file_name (relative to the folder), text (the caption; in .jsonl also a list of several), an optional
+label, and further values.
 """
 
 import csv
@@ -15,6 +16,8 @@ from typing import Any, Literal
 from pydantic import Field
 
 from ldm_kit.config import UserError
+from ldm_kit.data.captions import Captions
+from ldm_kit.data.records import Record
 from ldm_kit.data.splits import Role
 
 TABLES = ("metadata.jsonl", "metadata.csv")
@@ -23,6 +26,9 @@ BAD_CAPTION: BadCaption = Field(
     default="skip",
     description="a picture whose caption file cannot be read is skipped as bad, or used without one (ignore); a run "
     "that needs no captions ignores such files",
+)
+CAPTION_LINES: bool = Field(
+    default=False, description="each line of a caption file is a caption, of which training draws one"
 )
 _COLUMNS = {"file_name", "text", "label"}
 _log = logging.getLogger("ldm_kit.data")
@@ -38,6 +44,12 @@ class Entry:
     fields: dict[str, str] = field(default_factory=dict)  # further values by name
     role: Role | None = None  # split that the picture's folders name: train, val or test
     problem: str = ""  # why its caption and class, which lie beside it, cannot be read; "" if they can
+    others: tuple[str, ...] = ()  # further captions
+
+    def record(self, labels: Mapping[str, int]) -> Record:
+        """Return the picture's record, given the index of each class by its name."""
+        label = None if self.label is None else labels[self.label]
+        return Record(self.name, self.text, label, self.fields, self.others)
 
 
 def find_table(folder: Path) -> Path | None:
@@ -127,9 +139,12 @@ def _entry(row: Mapping[str, Any], where: str) -> Entry:
     name, text, label = row.get("file_name"), row.get("text"), row.get("label")
     if not isinstance(name, str) or not name:
         raise UserError(f"{where}: file_name is {name!r}; expected a relative path such as images/cat.png")
-    if not isinstance(text, str | None):
-        raise UserError(f"{where}: text is {text!r:.60}; expected a string")
+    try:
+        captions = Captions.of(text)
+    except ValueError as error:
+        raise UserError(f"{where}: text is {error}") from None
     if not isinstance(label, str | int | None):
         raise UserError(f"{where}: label is {label!r:.60}; expected a class name or number")
     fields = {str(key): as_text(value) for key, value in row.items() if key not in _COLUMNS}
-    return Entry(str(PurePosixPath(name)), text or "", None if label is None else str(label), fields)
+    label = None if label is None else str(label)
+    return Entry(str(PurePosixPath(name)), captions.text, label, fields, others=captions.others)

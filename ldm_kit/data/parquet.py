@@ -19,6 +19,7 @@ from ldm_kit.config import UserError
 from ldm_kit.data import archives
 from ldm_kit.data.archive_rows import ArchiveSample
 from ldm_kit.data.archives import ArchiveConfig
+from ldm_kit.data.captions import Captions
 from ldm_kit.data.images import Split
 from ldm_kit.data.metadata import Entry, as_text
 from ldm_kit.packages import import_extra
@@ -105,14 +106,19 @@ class ParquetReader:
         if not contents:
             return f"{name}: holds no bytes of a picture (a path inside a table is never opened)"
         text, label = (None if column is None else row[column] for column in (columns["text"], columns["label"]))
-        if not isinstance(text, str | None) or not isinstance(label, str | int | None):
-            return f"{name}: its text or label is neither text nor a number"
+        try:
+            captions = Captions.of(text)
+        except ValueError as error:
+            return f"{name}: its text is {error}"
+        if not isinstance(label, str | int | None):
+            return f"{name}: its label is {label!r:.60}; expected a text or a number"
         if isinstance(label, int) and 0 <= label < len(class_names):
             label = class_names[label]
         elif class_names and label == -1:  # the value of data sets for no label
             label = None
         fields = {field: as_text(row[field]) for field in self.fields}
-        return ArchiveSample(Entry(name, text or "", None if label is None else str(label), fields), location, contents)
+        label = None if label is None else str(label)
+        return ArchiveSample(Entry(name, captions.text, label, fields, others=captions.others), location, contents)
 
     def read(self, path: Path, location: tuple[int, int]) -> bytes:
         """Return the bytes of one image file in the parquet file `path`; `location` is (row group, row within it)."""

@@ -5,15 +5,17 @@ picture replaces it depends on the files alone, so that all processes, data load
 keeps its length, order and fingerprint.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
+from ldm_kit.data.alpha import AlphaMasked
 from ldm_kit.data.bad_pictures import BadPictureSettings, check_share, skip_or_raise
 from ldm_kit.data.image_files import BadPicture
 from ldm_kit.data.images import DerivedSet, PictureSet, Split
+from ldm_kit.data.mixed import MixedSet
 from ldm_kit.data.records import Record
 
 _NONE: Mapping[int, int] = {}
@@ -94,7 +96,36 @@ def replacements(pictures: PictureSet) -> Mapping[int, int]:
 
     The mapping grows as pictures are read; it is empty for a set that replaces no pictures.
     """
-    return pictures.replaced if isinstance(pictures, ReadablePictures) else _NONE
+    match pictures:
+        case ReadablePictures():
+            return pictures.replaced
+        case AlphaMasked():
+            return replacements(pictures.base)
+        case MixedSet():
+            return _PartReplacements(pictures)
+        case _:
+            return _NONE
+
+
+@dataclass(frozen=True, eq=False)
+class _PartReplacements(Mapping[int, int]):
+    """Replacements of broken pictures in the parts of a set, by the indices in the whole set; it grows as they do."""
+
+    pictures: MixedSet
+
+    def _pairs(self) -> Iterator[tuple[int, int]]:
+        for number, member in enumerate(self.pictures.parts):
+            first = self.pictures.first(number)
+            yield from ((first + old, first + new) for old, new in replacements(member).items())
+
+    def __getitem__(self, index: int) -> int:
+        return dict(self._pairs())[index]
+
+    def __iter__(self) -> Iterator[int]:
+        return (old for old, _ in self._pairs())
+
+    def __len__(self) -> int:
+        return sum(len(replacements(member)) for member in self.pictures.parts)
 
 
 def sources(index: Tensor, replaced: Mapping[int, int]) -> Tensor:

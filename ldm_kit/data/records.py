@@ -14,6 +14,8 @@ UNLABELLED = -1  # class index, in arrays, of a picture without a class
 BLOCK = 65536  # values that an iterator converts to Python objects at once
 _ERRORS = "surrogatepass"  # file names and JSON may hold lone surrogates
 _NO_FIELDS: Mapping[str, str] = {}  # one object for all records
+_OTHERS = "\0others"  # key of the further captions among a picture's stored values; no column has this name
+_OTHERS_IN_JSON = json.dumps(_OTHERS)
 
 
 @dataclass(frozen=True)
@@ -24,6 +26,12 @@ class Record:
     text: str  # caption, "" if none
     label: int | None  # index into PictureSet.classes, None if unlabelled
     fields: Mapping[str, str] = field(default_factory=dict)  # further values by name, such as skin_tone
+    others: tuple[str, ...] = ()  # further captions, of which training draws one
+
+    @property
+    def captions(self) -> tuple[str, ...]:
+        """All captions, the first one included; ("",) if there are none."""
+        return self.text, *self.others
 
 
 class StringBuilder:
@@ -118,7 +126,7 @@ class Records(Sequence[Record]):
     names: Strings  # name of each picture
     texts: Strings  # caption of each picture, "" for none
     labels: Labels  # class index of each picture, None for none
-    fields: Strings  # each picture's further metadata as a JSON object, "" for none
+    fields: Strings  # each picture's further metadata and captions as a JSON object (`stored`), "" for none
 
     @classmethod
     def of(cls, records: Iterable[Record]) -> "Records":
@@ -127,7 +135,7 @@ class Records(Sequence[Record]):
         for record in records:
             names.add(record.name)
             texts.add(record.text)
-            fields.add(json.dumps(dict(record.fields)) if record.fields else "")
+            fields.add(stored_json(record.fields, record.others))
             labels.append(UNLABELLED if record.label is None else record.label)
         numbers = Labels(np.frombuffer(labels, np.int32))
         return cls(names.strings(), texts.strings(), numbers, fields.strings())
@@ -203,5 +211,31 @@ def compact(values: Sequence[str | int]) -> Sequence[str | int]:
     return values
 
 
-def _record(name: str, text: str, label: int | None, fields: str) -> Record:
-    return Record(name, text, label, json.loads(fields) if fields else _NO_FIELDS)
+def others_of(records: Sequence[Record]) -> Sequence[tuple[str, ...]]:
+    """Return the pictures' further captions; from a `Records`, without making `Record` objects."""
+    if not isinstance(records, Records):
+        return [record.others for record in records]
+    return [tuple(json.loads(text)[_OTHERS]) if _OTHERS_IN_JSON in text else () for text in records.fields]
+
+
+def stored(fields: Mapping[str, str], others: Sequence[str]) -> dict[str, Any]:
+    """Return a picture's further values and captions as one JSON object, from which `record_of` takes both."""
+    return {**fields, _OTHERS: [*others]} if others else {**fields}
+
+
+def stored_json(fields: Mapping[str, str], others: Sequence[str]) -> str:
+    """Return a picture's further values and captions as the text of a JSON object; "" for none."""
+    values = stored(fields, others)
+    return json.dumps(values) if values else ""
+
+
+def record_of(name: str, text: str, label: int | None, values: Mapping[str, Any]) -> Record:
+    """Return the record of a picture whose further values and captions `values` are as `stored` returns them."""
+    if _OTHERS not in values:
+        return Record(name, text, label, values or _NO_FIELDS)
+    fields = {key: value for key, value in values.items() if key != _OTHERS}
+    return Record(name, text, label, fields, tuple(values[_OTHERS]))
+
+
+def _record(name: str, text: str, label: int | None, values: str) -> Record:
+    return record_of(name, text, label, json.loads(values) if values else _NO_FIELDS)

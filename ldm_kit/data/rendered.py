@@ -14,8 +14,9 @@ from safetensors import SafetensorError
 from torch import Tensor
 from tqdm import tqdm
 
-from ldm_kit.config import Config, cache_dir
+from ldm_kit.config import cache_dir
 from ldm_kit.data import atomic, peers
+from ldm_kit.data.caption_templates import CaptionedConfig
 from ldm_kit.data.factors import Values, check_edit
 from ldm_kit.data.images import Record, digest
 from ldm_kit.data.tensor_cache import key_of
@@ -25,7 +26,7 @@ _BLOCK = 32  # pictures that a thread renders at once
 _log = logging.getLogger("ldm_kit.data")
 
 
-class RenderedConfig(Config):
+class RenderedConfig(CaptionedConfig):
     """Options shared by the data sets whose pictures are rendered: faces and shapes."""
 
     resolution: int = Field(default=64, ge=8, le=1024, description="pixels along each side")

@@ -4,17 +4,21 @@ To add a source, write a module with a config class and a `load` function, and a
 """
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Annotated, Any, Protocol, Union
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol, Self, Union
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field, model_validator
 
+from ldm_kit.config import Config
 from ldm_kit.data import digits, folder, given, parquet, webdataset
+from ldm_kit.data.caption_templates import CaptionedConfig
 from ldm_kit.data.digits import DigitsConfig
 from ldm_kit.data.faces import dataset as faces
 from ldm_kit.data.faces.dataset import FacesConfig
 from ldm_kit.data.folder import FolderConfig
 from ldm_kit.data.given import GivenConfig
+from ldm_kit.data.hub import HubConfig, local_config
 from ldm_kit.data.images import Split
+from ldm_kit.data.mixed import mix
 from ldm_kit.data.openmoji import dataset as openmoji
 from ldm_kit.data.openmoji.dataset import OpenMojiConfig
 from ldm_kit.data.parquet import ParquetConfig
@@ -36,6 +40,11 @@ SOURCES: dict[type, Callable[[Any], Split]] = {
 
 RENDERED: dict[type, Callable[[Any], DrawnSet]] = {FacesConfig: faces.draw, ShapesConfig: shapes.draw}
 
+
+def _as_tuple(parts: Any) -> Any:
+    return tuple(parts) if isinstance(parts, list) else parts
+
+
 if TYPE_CHECKING:
 
     class DataConfig(Protocol):
@@ -47,8 +56,68 @@ if TYPE_CHECKING:
         def resolution(self) -> int: ...
         @property
         def channels(self) -> int: ...
+
+    _Part = DataConfig
 else:
-    DataConfig = Annotated[Union[tuple(SOURCES)], Field(discriminator="source")]  # noqa: UP007
+    _single = tuple(kind for kind in SOURCES if kind is not GivenConfig)
+    _Part = Annotated[Union[(*_single, HubConfig)], Field(discriminator="source")]
+
+
+class PartConfig(Config):
+    """One of the data sets of a mix."""
+
+    share: float = Field(gt=0, description="share of the training samples, relative to those of the other parts")
+    data: _Part = Field(description="the data set; the key `source` names its kind")
+
+
+class MixConfig(Config):
+    """Options of a data source that joins several data sets, each with a share of the training samples."""
+
+    source: Literal["mix"] = Field(default="mix", description="which data: several data sets with shares")
+    parts: Annotated[tuple[PartConfig, ...], BeforeValidator(_as_tuple)] = Field(
+        description="the data sets, 2 to 16: share and data of each"
+    )
+
+    @property
+    def resolution(self) -> int:
+        """Pixels along each side of a picture, the same in all parts."""
+        return self.parts[0].data.resolution
+
+    @property
+    def channels(self) -> int:
+        """Channels of a picture, the same in all parts: 1 grey, 3 RGB, 4 RGBA."""
+        return self.parts[0].data.channels
+
+    @property
+    def alpha(self) -> str:
+        """What transparency means, the same in all parts."""
+        return _alpha(self.parts[0].data)
+
+    @model_validator(mode="after")
+    def _check_alike(self) -> Self:
+        if not 2 <= len(self.parts) <= 16:
+            raise ValueError(f"parts are {len(self.parts)}; expected 2 to 16 data sets")
+        first = self.parts[0].data
+        for number, other in enumerate([one.data for one in self.parts[1:]], 2):
+            for name in ("resolution", "channels"):
+                if getattr(other, name) != getattr(first, name):
+                    raise ValueError(
+                        f"part {number} ({other.source}) has {name} {getattr(other, name)} and part 1 "
+                        f"({first.source}) {getattr(first, name)}; expected the same in all parts"
+                    )
+            if _alpha(other) != _alpha(first):
+                raise ValueError(
+                    f"part {number} has alpha {_alpha(other)} and part 1 {_alpha(first)}; expected the same"
+                )
+        return self
+
+
+def _alpha(config: Any) -> str:
+    return getattr(config, "alpha", "flatten")
+
+
+if not TYPE_CHECKING:
+    DataConfig = Annotated[Union[(*SOURCES, HubConfig, MixConfig)], Field(discriminator="source")]
 
 
 def load(config: DataConfig, *, captions: bool = True) -> Split:
@@ -61,8 +130,14 @@ def load(config: DataConfig, *, captions: bool = True) -> Split:
     Raises:
         UserError: a package is missing, the files do not exist or cannot be used, or no picture is left to train on.
     """
+    if isinstance(config, HubConfig):
+        return load(local_config(config), captions=captions)
+    if isinstance(config, MixConfig):
+        return mix([load(one.data, captions=captions) for one in config.parts], [one.share for one in config.parts])
     if not captions and isinstance(config, FolderConfig | WebDatasetConfig):
         config = config.model_copy(update={"on_bad_caption": "ignore"})
+    if not captions and isinstance(config, CaptionedConfig):
+        config = config.model_copy(update={"caption_template": None})
     return SOURCES[type(config)](config)
 
 

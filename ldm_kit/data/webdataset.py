@@ -20,9 +20,10 @@ from ldm_kit.config import UserError
 from ldm_kit.data import archives
 from ldm_kit.data.archive_rows import ArchiveSample
 from ldm_kit.data.archives import ArchiveConfig
+from ldm_kit.data.captions import Captions, in_lines
 from ldm_kit.data.image_kinds import SUFFIXES
 from ldm_kit.data.images import Split
-from ldm_kit.data.metadata import BAD_CAPTION, BadCaption, Entry, as_text
+from ldm_kit.data.metadata import BAD_CAPTION, CAPTION_LINES, BadCaption, Entry, as_text
 
 PICTURE_LIMIT = 256 * 2**20  # most bytes of a picture's file
 TEXT_LIMIT = 2**20  # most bytes of a caption, class or .json file
@@ -40,6 +41,7 @@ class WebDatasetConfig(ArchiveConfig):
 
     source: Literal["webdataset"] = Field(default="webdataset", description="which data: tar shards")
     on_bad_caption: BadCaption = BAD_CAPTION
+    caption_lines: bool = CAPTION_LINES
 
 
 @dataclass(frozen=True)
@@ -48,11 +50,13 @@ class TarReader:
 
     fields: Sequence[str] = ()  # names of the further values in a sample's .json file to keep
     on_bad_caption: BadCaption = "skip"  # skip: leave out a picture whose texts cannot be read; ignore: use none
+    lines: bool = False  # whether each line of a .txt is a caption
 
     @property
     def key(self) -> Sequence[str]:
-        """Texts for `fields` and `on_bad_caption`: part of the key under which a tar's list of pictures is cached."""
-        return ["tar", *self.fields, *(["", "ignore"] if self.on_bad_caption == "ignore" else [])]
+        """Texts for all settings: part of the key under which a tar's list of pictures is cached."""
+        ignore = ["", "ignore"] if self.on_bad_caption == "ignore" else []
+        return ["tar", *self.fields, *ignore, *(["", "lines"] if self.lines else [])]
 
     def scan(self, path: Path) -> Iterator[ArchiveSample | str]:
         """Yield a message for each file in the tar `path` that cannot be used, then each picture with its metadata.
@@ -69,7 +73,7 @@ class TarReader:
                     yield f"{key!r:.120}: has no picture, only {', '.join(sorted(spans)):.60}"
                     continue
                 try:
-                    entry = self._entry(f"{key}.{kind}", _metadata(file, spans))
+                    entry = self._entry(f"{key}.{kind}", _metadata(file, spans, self.lines))
                 except (ValueError, RecursionError) as error:
                     entry = Entry(f"{key}.{kind}", problem=f"its text cannot be read ({error!s:.120})")
                 if entry.problem and self.on_bad_caption == "skip":
@@ -78,11 +82,12 @@ class TarReader:
                     yield ArchiveSample(entry, spans[kind], _bytes(file, spans[kind]))
 
     def _entry(self, name: str, metadata: Mapping[str, Any]) -> Entry:
-        text, label = metadata.get("text") or metadata.get("caption") or "", metadata.get("label")
-        if not isinstance(text, str) or not isinstance(label, str | int | None):
-            raise ValueError("text or label is neither text nor a number")
+        captions, label = Captions.of(metadata.get("text") or metadata.get("caption")), metadata.get("label")
+        if not isinstance(label, str | int | None):
+            raise ValueError(f"label is {label!r:.60}; expected a text or a number")
         fields = {field: as_text(metadata[field]) for field in self.fields if field in metadata}
-        return Entry(name, text, None if label is None else str(label), fields)
+        label = None if label is None else str(label)
+        return Entry(name, captions.text, label, fields, others=captions.others)
 
     def read(self, path: Path, location: Span) -> bytes:
         """Return the bytes of the image file at `location` (offset, number of bytes) in the tar file `path`."""
@@ -97,7 +102,7 @@ def load(config: WebDatasetConfig) -> Split:
         UserError: there are no shards, a file is no uncompressed tar, no picture is usable, more pictures are bad than
             allowed, or no picture is left to train on.
     """
-    return archives.load(config, TarReader(config.fields, config.on_bad_caption), ".tar")
+    return archives.load(config, TarReader(config.fields, config.on_bad_caption, config.caption_lines), ".tar")
 
 
 def members(path: Path) -> tuple[Samples, list[str]]:
@@ -195,10 +200,11 @@ def _complaint(member: tarfile.TarInfo, end: int) -> str | None:
     return "is cut off by the end of the shard" if member.offset_data + member.size > end else None
 
 
-def _metadata(file: BinaryIO, spans: Mapping[str, Span]) -> dict[str, Any]:
+def _metadata(file: BinaryIO, spans: Mapping[str, Span], lines: bool) -> dict[str, Any]:
     """Return the metadata of a sample: text, label and further values from its .json, .txt and .cls files.
 
-    `spans` maps the suffix of each of the sample's files to the file's offset and size in the open tar `file`.
+    `spans` maps the suffix of each of the sample's files to the file's offset and size in the open tar `file`. If
+    `lines`, the text is a list of the lines of the .txt.
 
     Raises:
         ValueError: a file is not valid UTF-8 or JSON.
@@ -209,6 +215,9 @@ def _metadata(file: BinaryIO, spans: Mapping[str, Span]) -> dict[str, Any]:
     for kind, name in (("txt", "text"), ("cls", "label")):
         if kind in spans:
             metadata[name] = _bytes(file, spans[kind]).decode().strip()
+    if lines and "txt" in spans:
+        first, others = in_lines(metadata["text"], lines)
+        metadata["text"] = [first, *others]
     return metadata
 
 

@@ -23,10 +23,31 @@ from ldm_kit.diffusion.prediction import (
 from ldm_kit.diffusion.schedule import Schedule
 
 LossName = Literal["simple", "hybrid", "vlb"]
+SMALLEST_WEIGHT = 1e-12  # divides in place of a sum of weights that is 0
+
+
+def weighted_mean(values: Tensor, weight: Tensor | None = None) -> Tensor:
+    """Return each sample's weighted mean sum(w v) / sum(w) over its elements; 0 where all weights are 0.
+
+    Args:
+        values: [B, ...].
+        weight: weights of 0 or more that broadcast to the shape of `values`; None: all are equal.
+    """
+    if weight is None:
+        return values.flatten(1).mean(1)
+    weight = weight.to(values).expand_as(values).flatten(1)
+    return (values.flatten(1) * weight).sum(1) / weight.sum(1).clamp_min(SMALLEST_WEIGHT)
 
 
 def error(
-    out: Tensor, x_0: Tensor, eps: Tensor, t: Tensor, schedule: Schedule, *, prediction_type: PredictionType
+    out: Tensor,
+    x_0: Tensor,
+    eps: Tensor,
+    t: Tensor,
+    schedule: Schedule,
+    *,
+    prediction_type: PredictionType,
+    weight: Tensor | None = None,
 ) -> Tensor:
     """Return the mean squared error between a network's output and its target (Ho et al. 2020, eq. 14, for eps).
 
@@ -37,12 +58,13 @@ def error(
         t: timesteps [B].
         schedule: noise schedule of x_t.
         prediction_type: what the network predicts: eps, x_0, v or flow's velocity.
+        weight: weight of each element in the mean, broadcast to the shape of `out`; None: all are equal.
 
     Returns:
         Mean squared error of each sample, float32 [B].
     """
     target = from_prediction(prediction_type, Prediction(x_0, eps), *schedule.alpha_sigma(t))
-    return (out.float() - target.float()).square().flatten(1).mean(1)
+    return weighted_mean((out.float() - target.float()).square(), weight)
 
 
 def min_snr(t: Tensor, schedule: Schedule, prediction_type: PredictionType, gamma: float) -> Tensor:
@@ -108,7 +130,9 @@ class Objective:
     min_snr: float | None = None
     levels: bool = True
 
-    def errors(self, out: Tensor, x_0: Tensor, eps: Tensor, t: Tensor, schedule: Schedule) -> Errors:
+    def errors(
+        self, out: Tensor, x_0: Tensor, eps: Tensor, t: Tensor, schedule: Schedule, *, weight: Tensor | None = None
+    ) -> Errors:
         """Return each sample's squared error and bound term (as the loss needs them), without min-SNR weights.
 
         For the hybrid loss the bound is computed from the detached prediction, so that it trains only the variance.
@@ -119,11 +143,13 @@ class Objective:
             eps: true noise, in the shape of x_0.
             t: timesteps [B].
             schedule: noise schedule of x_t.
+            weight: weight of each element in the squared error's mean, broadcast to the shape of x_0; None: all are
+                equal. The bound has no weights.
         """
         out, fraction = out.float(), None
         if self.variance == "learned_range":
             out, fraction = split_variance(out)
-        simple = error(out, x_0, eps, t, schedule, prediction_type=self.prediction_type)
+        simple = error(out, x_0, eps, t, schedule, prediction_type=self.prediction_type, weight=weight)
         if self.loss == "simple":
             return Errors(simple, None)
         out = out.detach() if self.loss == "hybrid" else out

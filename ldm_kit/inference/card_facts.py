@@ -13,9 +13,11 @@ from ldm_kit.config import UserError
 from ldm_kit.data.digits import DigitsConfig
 from ldm_kit.data.faces.dataset import ATTRIBUTION as FACES
 from ldm_kit.data.faces.dataset import FacesConfig
+from ldm_kit.data.hub import HubConfig
 from ldm_kit.data.openmoji.dataset import ATTRIBUTION as OPENMOJI
 from ldm_kit.data.openmoji.dataset import OpenMojiConfig
 from ldm_kit.data.shapes.dataset import ShapesConfig
+from ldm_kit.data.sources import MixConfig
 from ldm_kit.inference.evaluate_report import format_number
 from ldm_kit.methods import read_run
 from ldm_kit.methods.run_config import RunConfig, method_name
@@ -53,8 +55,21 @@ def source_of(data: Any) -> Source:
             return Source("the built-in shapes, which the kit renders", "apache-2.0")
         case DigitsConfig():
             return Source(f"hand-written digits ({data.name})", None)
+        case HubConfig():
+            return Source(f"the data set `{data.name}` on the Hugging Face Hub, at commit {data.revision[:12]}", None)
+        case MixConfig():
+            return _mixed([*dict.fromkeys(source_of(one.data) for one in data.parts)])
         case _:
             return Source(f"pictures of the author's own (data source `{data.source}`)", None)
+
+
+def _mixed(sources: list[Source]) -> Source:
+    """Return several data sets as one, of a known licence only if all have that one; all attributions stay."""
+    licences = {source.licence for source in sources}
+    attributions = " ".join(source.attribution for source in sources if source.attribution)
+    return Source(
+        " and ".join(source.what for source in sources), licences.pop() if len(licences) == 1 else None, attributions
+    )
 
 
 @dataclass(frozen=True)

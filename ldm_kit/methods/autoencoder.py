@@ -20,9 +20,9 @@ from autoencoder.base import Autoencode, AutoencoderError, Reconstruction, laten
 from autoencoder.codebook import Codebook, forget
 from autoencoder.config import build
 from autoencoder.discriminator import Discriminator
-from autoencoder.equivariance import DRAWS, Move
+from autoencoder.equivariance import DRAWS, Move, moved_weights
 from autoencoder.loss import AutoencoderLoss
-from autoencoder.loss_terms import generator_loss
+from autoencoder.loss_terms import generator_loss, laid_over
 from autoencoder.perceptual import Perceptual
 from autoencoder.statistics import LatentStatistics, fold, from_sums
 from autoencoder.vq import VQConfig
@@ -33,9 +33,9 @@ from ldm_kit.diffusion import rng
 from ldm_kit.methods.autoencoder_config import AutoencoderRun as AutoencoderRun
 from ldm_kit.methods.autoencoder_init import AutoencoderStart, MaybeStart
 from ldm_kit.methods.autoencoder_metrics import (
-    CODEBOOK,
     describe_latents,
     evaluate,
+    figure_names,
     of_training,
     reconstruct,
     sums_of_latents,
@@ -128,7 +128,7 @@ class Autoencoding(MeasuredReconstructions, Method[AutoencoderRun]):
 
     def losses(self, batch: Mapping[str, Tensor], step: int) -> Iterator[LossTerm]:
         """Yield (name, loss of batch["x"], scalars to log): autoencoder and, if trained at `step`, discriminator."""
-        target, made, judged = self._reconstructed(batch, step, self.ddp_modules["autoencoder"])
+        target, made, judged, weight = self._reconstructed(batch, step, self.ddp_modules["autoencoder"])
         return two_player(
             target,
             made,
@@ -140,20 +140,22 @@ class Autoencoding(MeasuredReconstructions, Method[AutoencoderRun]):
             average=self.collectives.mean,
             codebook=self.codebook,
             judged=judged,
+            weight=weight,
             ratio=self.ratio[1] if self.ratio is not None and self.ratio[0] == step else None,
         )
 
     def _reconstructed(
         self, batch: Mapping[str, Tensor], step: int, autoencode: nn.Module
-    ) -> tuple[Tensor, Reconstruction, Tensor | None]:
-        """Return targets, `autoencode`'s reconstructions, and bool [B]: which get a perceptual loss (None: all)."""
-        x, position, config = batch["x"], batch["position"], self.config
+    ) -> tuple[Tensor, Reconstruction, Tensor | None, Tensor | None]:
+        """Return targets, reconstructions, bool [B]: which get a perceptual loss (None: all), and pixels' weights."""
+        x, position, config, weight = batch["x"], batch["position"], self.config, batch.get("weight")
         before, move = self._moves(step, latent_shape(self.vae, *x.shape[-2:])[-1])
         x = x if before is None else before(x)
         noise = rng.normal(config.seed, "posterior", position, latent_shape(self.vae, *x.shape[-2:]))
         start = float(rng.uniform(config.seed, "judged", torch.tensor([step])))
         judged = self.loss.judged(position % config.train.batch_size, config.train.batch_size, start)
-        return x if move is None else move(x), autoencode(x, noise, move), judged
+        weight = None if weight is None else moved_weights(weight, before, move)
+        return x if move is None else move(x), autoencode(x, noise, move), judged, weight
 
     def needs_whole_batch(self, step: int) -> bool:
         """Return whether step `step` needs `see_whole_batch`: whether its adversarial loss has an adaptive weight."""
@@ -167,8 +169,9 @@ class Autoencoding(MeasuredReconstructions, Method[AutoencoderRun]):
         assert discriminator is not None
 
         def losses(batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-            target, made, judged = self._reconstructed(batch, step, self.autoencode)
-            return self.loss(target, made, judged).nll, generator_loss(discriminator(made.picture).float())
+            target, made, judged, weight = self._reconstructed(batch, step, self.autoencode)
+            shown = laid_over(made.picture, target, weight)
+            return self.loss(target, made, judged, weight).nll, generator_loss(discriminator(shown).float())
 
         last_layer = self.autoencode.last_layer
         with frozen(self.autoencode), frozen(discriminator):
@@ -203,11 +206,7 @@ class Autoencoding(MeasuredReconstructions, Method[AutoencoderRun]):
     @classmethod
     def figures(cls, config: AutoencoderRun, data: Split | None) -> list[str]:
         """Return the names of the metrics of `heldout_metrics`; if `data` is None (not loaded), all possible names."""
-        perceptual = () if config.perceptual.spec == "none" else ("perceptual",)
-        codes = CODEBOOK if isinstance(config.autoencoder, VQConfig) else ()
-        heldout = [f"heldout_{name}" for name in ("psnr", "ssim", *perceptual, *codes)]
-        training = [of_training(name) for name in heldout]
-        return [*heldout, *training] if data is None else heldout if len(data.heldout) else training
+        return figure_names(config, data)
 
     def samples(self) -> Grid:
         """Return a grid that alternates a row of pictures with a row of their reconstructions."""

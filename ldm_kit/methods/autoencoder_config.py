@@ -1,6 +1,6 @@
 """Config of an autoencoder's training, with checks for settings that contradict each other."""
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import AliasChoices, Field, model_validator
 
@@ -20,6 +20,8 @@ class AutoencoderRun(RunConfig):
 
     `perceptual` sets the perceptual distance, a term of the loss.
     """
+
+    masks: ClassVar[bool] = True
 
     method: Literal["autoencoder"] = Field(default="autoencoder", description="stage 1: an autoencoder")
     init: str | None = INIT

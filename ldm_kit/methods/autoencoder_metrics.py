@@ -11,9 +11,11 @@ from autoencoder.base import Autoencode, Moments, decode, encode, latent_shape
 from autoencoder.codebook import CodeUsage
 from autoencoder.perceptual import Perceptual
 from autoencoder.statistics import LatentStatistics, latent_sums
-from ldm_kit.data.images import PictureSet, to_unit
+from autoencoder.vq import VQConfig
+from ldm_kit.data.images import PictureSet, Split, to_unit
 from ldm_kit.data.peers import agreed, divided, everyone, summed
 from ldm_kit.memory import BatchSize
+from ldm_kit.methods.autoencoder_config import AutoencoderRun
 from ldm_kit.metrics.reconstruction import psnr, ssim
 
 CODEBOOK = ("codebook_usage", "codebook_perplexity", "codebook_perplexity_share")  # figures of VQ models
@@ -117,3 +119,12 @@ def describe_latents(statistics: LatentStatistics | None) -> str:
 
 def _listed(values: Tensor) -> str:
     return "[" + ", ".join(f"{value:.3g}" for value in values.tolist()) + "]"
+
+
+def figure_names(config: AutoencoderRun, data: Split | None) -> list[str]:
+    """Return the names of the held-out metrics of a run; if `data` is None (not loaded), all possible names."""
+    perceptual = () if config.perceptual.spec == "none" else ("perceptual",)
+    codes = CODEBOOK if isinstance(config.autoencoder, VQConfig) else ()
+    heldout = [f"heldout_{name}" for name in ("psnr", "ssim", *perceptual, *codes)]
+    training = [of_training(name) for name in heldout]
+    return [*heldout, *training] if data is None else heldout if len(data.heldout) else training

@@ -19,6 +19,7 @@ from ldm_kit.diffusion.schedule import Schedule
 from ldm_kit.memory import BatchSize
 from ldm_kit.methods.from_trained import FromTrained
 from ldm_kit.methods.measured import Measured
+from ldm_kit.methods.mixture import Mixed
 from ldm_kit.methods.networks import contiguous_weights, eval_mode, millions
 from ldm_kit.methods.records import Collectives as Collectives
 from ldm_kit.methods.records import Grid as Grid
@@ -39,7 +40,7 @@ NO_NOISE = Schedule(torch.ones(1, dtype=torch.float64), torch.zeros(1, dtype=tor
 C = TypeVar("C", bound=RunConfig)
 
 
-class Method(FromTrained, Measured, ABC, Generic[C]):
+class Method(FromTrained, Measured, Mixed, ABC, Generic[C]):
     """A training method, from config to saved model; `ldm_kit.methods.train.train` runs it.
 
     A subclass sets `Config` and defines `build`, `losses` and `save`. An instance is the `Task` of the training loop,
@@ -57,8 +58,7 @@ class Method(FromTrained, Measured, ABC, Generic[C]):
         collectives: reductions over processes.
         metrics: metrics of the last evaluation, by name.
         dependencies: digests of models and tokenizers that are not trained, by the config keys that name them.
-        precision: dtype of the run's autocast; None: no autocast (float32).
-        shared_work: shares held-out evaluation with the other processes of the run.
+        precision: dtype of the run's autocast; None: float32. shared_work: shares held-out evaluation of processes.
     """
 
     Config: ClassVar[type[RunConfig]]

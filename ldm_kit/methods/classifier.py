@@ -146,7 +146,7 @@ class Classifying(Method[ClassifierRun]):
 
         def own(some: Sequence[int]) -> Tensor:
             logits = self.guess(samples, indices[some], position[some], u[some])
-            return scores(logits, samples.inputs_at(indices[some])["label"]).T
+            return scores(logits, samples.inputs_at(indices[some], indices[some])["label"]).T
 
         loss, first, top = divided(len(indices), own).double().mean(0).tolist()
         return loss, first, top
@@ -195,7 +195,7 @@ class Classifying(Method[ClassifierRun]):
         pictures = self.data.train if self.heldout is None else self.data.heldout
         indices = torch.tensor(spread(len(pictures), self.config.log.pictures))
         guesses = self.guess(self.shown, indices, indices, torch.full(indices.shape, GUESS_TIME)).argmax(1)
-        labels = self.shown.inputs_at(indices)["label"]
+        labels = self.shown.inputs_at(indices, indices)["label"]
         captions = [self._caption(*pair) for pair in zip(labels.tolist(), guesses.tolist(), strict=True)]
         columns, scale = columns_for(len(captions), 4), enlargement(pictures.resolution)
         return Grid(grid(pictures.pictures(indices.tolist()), columns, scale, captions), "guesses")

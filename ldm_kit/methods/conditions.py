@@ -2,23 +2,26 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from itertools import chain
+from typing import Any
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
 import conditioning.factory as conditioners
-from conditioning.base import Conditioner, ConditioningError, Inputs, Table
+from conditioning.base import Conditioner, ConditioningError, Inputs
 from conditioning.bpe import report_truncated
 from conditioning.factory import ConditioningConfig
 from conditioning.labels import ClassConfig
 from ldm_kit.config import UserError, cache_dir
 from ldm_kit.data import tensor_cache
 from ldm_kit.data.batches import spread
-from ldm_kit.data.images import Record, Split
-from ldm_kit.data.records import compact, labels_of, texts_of
+from ldm_kit.data.caption_rows import CaptionRows
+from ldm_kit.data.images import Split
+from ldm_kit.data.latents import LatentBatches, Latents
 from ldm_kit.memory import MOST_SAMPLES, BatchSize
+from ldm_kit.methods.condition_values import SeveralCaptions, several_captions
+from ldm_kit.methods.condition_values import split_conditions as split_conditions
 from ldm_kit.methods.dependencies import condition_dependencies
 from ldm_kit.methods.picture_maps import PictureMaps
 from ldm_kit.methods.records import Grid
@@ -34,6 +37,7 @@ class Conditions:
     data: Split  # training and held-out pictures
     train: Sequence[str | int]  # captions or labels of the training set
     heldout: Sequence[str | int]  # captions or labels of the held-out set
+    several: SeveralCaptions | None = None  # all captions of the training set; None: no picture has several
     conditioner: Conditioner = field(init=False)
     note: str | None = field(init=False, default=None)  # what is new in a conditioner that was trained before
     dependencies: dict[str, str] = field(init=False)  # digest of token ids or of a frozen text encoder
@@ -41,7 +45,21 @@ class Conditions:
     @classmethod
     def open(cls, config: ConditioningConfig, data: Split) -> "Conditions":
         """Collect captions or labels of `data`, as the config needs; raises ConditioningError if pictures lack them."""
-        return cls(config, data, *split_conditions(config, data))
+        return cls(config, data, *split_conditions(config, data), several_captions(config, data))
+
+    @property
+    def all_train(self) -> Sequence[str | int]:
+        """Captions or labels of the training set, with all captions of pictures that have several."""
+        return self.train if self.several is None else self.several.values
+
+    def batches(self, latents: Latents, inputs: Inputs, seed: int, **shown: Any) -> LatentBatches:
+        """Return training batches of the pictures' latents and prepared inputs; `shown` has further arguments."""
+        rows = self.caption_rows(seed)
+        return LatentBatches(latents, inputs, self.all_train, seed, captions=rows, **shown)
+
+    def caption_rows(self, seed: int) -> CaptionRows | None:
+        """Return which rows of the training inputs belong to which picture; None: row i is that of picture i."""
+        return None if self.several is None else CaptionRows.of(self.several.counts, seed)
 
     def build(self, time_width: int | None, trained: Conditioner | None = None) -> Conditioner:
         """Build the conditioner of the run, or go on with a trained one.
@@ -57,20 +75,21 @@ class Conditions:
         if trained is not None:
             self.conditioner, self.note = trained.with_classes(classes)
             return self.conditioner
-        captions = [text for text in self.train if isinstance(text, str)]
+        captions = [text for text in self.all_train if isinstance(text, str)]
         self.conditioner = conditioners.build(self.config, captions=captions, classes=classes, time_width=time_width)
         return self.conditioner
 
     def prepare(self) -> tuple[Inputs, Inputs | None]:
         """Return the conditioner's inputs (such as token ids) of the training and the held-out set (None if empty).
 
-        Inputs are tensors [N, ...] by name. Captions with too many tokens are cut to the greatest length. One log line
-        says how many captions of both sets were cut. From then on the conditioner cuts captions without a log line,
-        as the same captions may be sampled often.
+        Inputs are tensors [N, ...] by name; of the training set, [M, ...] for M captions if pictures have several.
+        Captions with too many tokens are cut to the greatest length. One log line says how many captions of both sets
+        were cut. From then on the conditioner cuts captions without a log line, as the same captions may be sampled
+        often.
         """
         cut: list[tuple[int, int, int]] = []
         self.conditioner.on_truncated = lambda *counts: cut.append(counts)
-        train, heldout = prepare_conditions(self.conditioner, self.train), None
+        train, heldout = prepare_conditions(self.conditioner, self.all_train), None
         self.dependencies = condition_dependencies(self.conditioner, train)
         if self.heldout:
             heldout = prepare_conditions(self.conditioner, self.heldout)
@@ -163,31 +182,6 @@ def _ignore(cut: int, total: int, length: int) -> None:
 
     It could say that `cut` of `total` captions had more than `length` tokens.
     """
-
-
-def split_conditions(config: ConditioningConfig, data: Split) -> tuple[Sequence[str | int], Sequence[str | int]]:
-    """Return the captions or labels, whichever `config` needs, of the training set and of the held-out set of `data`.
-
-    For text, a picture may lack a caption (""), and all held-out pictures may lack one, but not all training pictures.
-    For classes, every picture needs a label.
-
-    Raises:
-        ConditioningError: `config` asks for classes and a picture has no label, or it asks for text and no training
-            picture has a caption.
-    """
-    train, heldout = data.train.records, data.heldout.records
-    config.values(_table(data.train.classes, train))
-    values = config.values(_table(data.train.classes, train, heldout))
-    return compact(values[: len(train)]), compact(values[len(train) :])
-
-
-def _table(classes: Sequence[str], *records: Sequence[Record]) -> Table:
-    texts, labels = chain.from_iterable(map(texts_of, records)), chain.from_iterable(map(labels_of, records))
-
-    def column(name: str) -> list[str]:
-        return [record.fields.get(name, "") for each in records for record in each]
-
-    return Table([*texts], [*labels], classes, column)
 
 
 def prepare_conditions(conditioner: Conditioner, raw: Sequence[str | int]) -> Inputs:

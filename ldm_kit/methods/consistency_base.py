@@ -16,7 +16,8 @@ from ldm_kit.data.images import Split, digest
 from ldm_kit.data.latents import LatentBatches, weights_digest
 from ldm_kit.diffusion.schedule import ScheduleConfig
 from ldm_kit.methods.base import TrainingData
-from ldm_kit.methods.conditions import Conditions, split_conditions
+from ldm_kit.methods.condition_values import several_captions, split_conditions
+from ldm_kit.methods.conditions import Conditions
 from ldm_kit.methods.consistency_config import ConsistencyRun
 from ldm_kit.methods.consistency_students import CodedUNet, ConditionedStudent, SemanticStudent
 from ldm_kit.methods.inputs import FirstStage
@@ -102,7 +103,7 @@ def conditioned_student(config: ConsistencyRun, base: Pipeline, folder: Path, da
         target=base.target,
         vae=base.vae,
         shape=tuple(train.shape),
-        data=TrainingData(data, LatentBatches(train, inputs, conditions.train, config.seed), heldout),
+        data=TrainingData(data, conditions.batches(train, inputs, config.seed), heldout),
         dependencies={"base": sha256, **conditions.dependencies},
         dropout=dropout,
         teacher_takes_scale=base.takes_scale,
@@ -191,7 +192,7 @@ def _conditions(conditioner: Conditioner, data: Split) -> Conditions:
         [raw if isinstance(raw, str) else data.train.classes[raw] for raw in values]
         for values in split_conditions(config, data)
     )
-    conditions = Conditions(config, data, train, heldout)
+    conditions = Conditions(config, data, train, heldout, several_captions(config, data))
     conditions.conditioner = conditioner
     return conditions
 

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,6 +15,7 @@ from autoencoder.base import encode, reduction
 from conditioning.base import Conditioner, ConditionerConfig, Inputs, drop
 from ldm_kit.config import UserError, cache_dir
 from ldm_kit.data import latents as latent_cache
+from ldm_kit.data.alpha import area_weights
 from ldm_kit.data.bucket_latents import joined_latents
 from ldm_kit.data.buckets import BucketView, bucket_views, buckets_of
 from ldm_kit.data.images import PictureSet, digest
@@ -96,7 +97,8 @@ class FirstStage:
         flip = self.config.flip and name == "train"
         if self.vae is None:
             most = None if name == "train" else self.config.log.max_heldout
-            return latent_cache.pixels(pictures, flip=flip, most=most, size=None if bucket is None else bucket.size)
+            latents = latent_cache.pixels(pictures, flip=flip, most=most, size=None if bucket is None else bucket.size)
+            return _weighted(latents, pictures)
         vae = self.vae
 
         @cache
@@ -111,7 +113,14 @@ class FirstStage:
         chosen = self.config.latents
         own = name if bucket is None else f"{name}/{bucket.name}"
         folder = Path(chosen) / own if chosen else cache_dir() / "latents" / key[:24]
-        return latent_cache.cached(folder, pictures, moments, key, flip=flip, batch=self.batch_size)
+        latents = latent_cache.cached(folder, pictures, moments, key, flip=flip, batch=self.batch_size)
+        return _weighted(latents, pictures)
+
+
+def _weighted(latents: Latents, pictures: PictureSet) -> Latents:
+    """Return the latents of a picture set with the weights that alpha gives their elements, if it is a mask."""
+    _, height, width = latents.shape
+    return replace(latents, weights=area_weights(pictures, (height, width)))
 
 
 def check_buckets(config: NoisedRun, pictures: PictureSet, reduction: int, unet: int) -> list[str]:

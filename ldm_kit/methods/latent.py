@@ -113,7 +113,7 @@ class Latent(Method[LatentRun]):
         if heldout_inputs is not None:
             heldout_latents, pictures = first_stage.latents(data.heldout, "heldout"), maps and maps.heldout
             heldout = LatentBatches(heldout_latents, heldout_inputs, [], config.seed, pictures)
-        batches = LatentBatches(latents, inputs, conditions.train, config.seed, **shown)
+        batches = conditions.batches(latents, inputs, config.seed, **shown)
         method = cls(config, unet, conditioner, TrainingData(data, batches, heldout))
         method.dependencies = {**first_stage.dependencies, **conditions.dependencies}
         method.vae, method.latent_shape, method.conditions = first_stage.vae, tuple(latents.shape), conditions
@@ -165,11 +165,10 @@ class Latent(Method[LatentRun]):
         inputs |= inputs_of(self.maps, batch, self.config.seed)
         scale = None if self.config.guidance is None else draw_scales(self.config.guidance, self.config.seed, position)
         noised, network = self._guided(noise_batch(batch, t, self.config.seed, self.schedule), inputs, scale)
-        errors = self.errors(noised, inputs, network)
+        errors = self.errors(noised, inputs, network, batch.get("weight"))
         losses = self.objective.combined(self.objective.weighted(errors, t, self.schedule), len(self.schedule))
-        if (
-            scale is not None and self.teacher is not None
-        ):  # whose guided output differs from the unguided one in proportion to w - 1
+        if scale is not None and self.teacher is not None:
+            # the guided output differs from the unguided one in proportion to w - 1
             losses = losses / cast_like(scale, losses).square()
         self.times.meet(position, t, losses)
         weight = torch.ones_like(losses) if weight is None else cast_like(weight, losses)
@@ -193,7 +192,9 @@ class Latent(Method[LatentRun]):
         with autocast(self.device, self.precision):
             return teacher.guided(noised, inputs, scale), partial(network, scale=scale)
 
-    def errors(self, noised: NoisedBatch, inputs: Inputs, network: Callable[..., Tensor]) -> Errors:
+    def errors(
+        self, noised: NoisedBatch, inputs: Inputs, network: Callable[..., Tensor], weight: Tensor | None = None
+    ) -> Errors:
         """Return each sample's squared error and, if the loss contains the variational bound, the bound's term.
 
         The errors are those before min-SNR weights and the importance weights of sampled timesteps are applied.
@@ -202,9 +203,10 @@ class Latent(Method[LatentRun]):
             noised: latents, clean and noised, their noise and timesteps.
             inputs: the conditioner's inputs by name, [B, ...] each.
             network: a `LatentDiffusion`, its DDP wrapper, or what `_guided` returns.
+            weight: [B, 1, h, w], by which the squared error of each element counts; None: all count.
         """
         x_0, eps, x_t, t = noised
-        return self.objective.errors(network(x_t, t, inputs), x_0, eps, t, self.schedule)
+        return self.objective.errors(network(x_t, t, inputs), x_0, eps, t, self.schedule, weight=weight)
 
     def heldout_losses(self, batch: Mapping[str, Any], t: Tensor, seed: int) -> Tensor:
         """Return the loss [B] of each held-out sample, without min-SNR weights and without condition dropout.
@@ -215,7 +217,7 @@ class Latent(Method[LatentRun]):
             seed: seed of the noise.
         """
         inputs = {**batch["inputs"], **inputs_of(self.maps, batch, seed)}
-        errors = self.errors(noise_batch(batch, t, seed, self.schedule), inputs, self.module)
+        errors = self.errors(noise_batch(batch, t, seed, self.schedule), inputs, self.module, batch.get("weight"))
         return self.objective.combined(errors, len(self.schedule))
 
     @property

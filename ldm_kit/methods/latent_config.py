@@ -67,6 +67,7 @@ class LatentRun(ConditionedRun, NoisedRun):
 
     combines: ClassVar[bool] = True
     takes_buckets: ClassVar[bool] = True
+    masks: ClassVar[bool] = True
 
     method: Literal["latent"] = Field(default="latent", description="diffusion of latents, or of pixels")
     init: str | None = INIT
@@ -140,6 +141,10 @@ class LatentRun(ConditionedRun, NoisedRun):
             raise ValueError(f"loss hybrid trains a learned variance, but variance is {self.variance}, which is fixed")
         if self.loss == "vlb" and self.min_snr is not None:
             raise ValueError("min_snr weighs the squared error, which loss vlb has not; leave it out")
+        if self.loss != "simple" and getattr(self.data, "alpha", None) == "mask":
+            raise ValueError(
+                f"data.alpha mask weighs the squared error, not the bound in loss {self.loss}; expected simple"
+            )
         return self
 
     @model_validator(mode="after")

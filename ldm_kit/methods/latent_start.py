@@ -88,11 +88,11 @@ def _check_condition(base: str, trained: Conditioner, new: Conditioner, inputs: 
     Raises:
         UserError: the inputs differ, or `trained` does not know a class.
     """
-    values = [*dict.fromkeys(conditions.train)]
+    values = [*dict.fromkeys(conditions.all_train)]
     same = type(trained) is type(new) and trained.trainable.keys() == new.trainable.keys()
     try:
         same = same and trained.class_names(values) == new.class_names(values)
-        prepared = {} if new.encoder_digest or not same else trained.prepare(conditions.train)
+        prepared = {} if new.encoder_digest or not same else trained.prepare(conditions.all_train)
     except ConditioningError as error:
         raise UserError(f"guidance.base {base} does not know the conditions of this run: {error}") from None
     if not same or condition_dependencies(trained, prepared) != condition_dependencies(new, inputs):

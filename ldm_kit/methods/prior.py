@@ -104,8 +104,15 @@ class Prior(Method[PriorRun]):
         conditioner = conditions.build(time_width=width)
         mlp = SkipMLP(z_width=width, condition_width=conditioner.pooled_width, **config.net.model_dump())
         inputs, heldout_inputs = conditions.prepare()
-        fingerprint = digest([weights, data.train.fingerprint, *map(str, conditions.train)])
-        batches, heldout = CodeBatches(statistics.normalise(z), _taken(inputs, shown), fingerprint), None
+        rows = conditions.caption_rows(config.seed)
+        fingerprint = digest(
+            [weights, data.train.fingerprint, *map(str, conditions.all_train), *(() if rows is None else rows.texts())]
+        )
+        normalised, heldout = statistics.normalise(z), None
+        if rows is None:
+            batches = CodeBatches(normalised, _taken(inputs, shown), fingerprint)
+        else:
+            batches = CodeBatches(normalised, inputs, fingerprint, rows.take(shown))
         if heldout_inputs is not None:
             heldout_z, shown = _codes(encoder, data.heldout, weights, size)
             heldout_inputs = _taken(heldout_inputs, shown)

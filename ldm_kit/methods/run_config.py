@@ -36,6 +36,18 @@ class RunConfig(Config):
     train: TrainConfig = Field(description="steps, batch size, checkpoints and precision")
     log: LogConfig = LogConfig()
 
+    masks: ClassVar[bool] = False
+    """Whether the method's loss counts pixels by the alpha of pictures (`data.alpha: mask`)."""
+
+    @model_validator(mode="after")
+    def _check_alpha(self) -> Self:
+        if not self.masks and getattr(self.data, "alpha", None) == "mask":
+            raise ValueError(
+                f"data.alpha mask weighs the loss of methods autoencoder and latent, not that of {method_name(self)}; "
+                "expected flatten"
+            )
+        return self
+
     @property
     def needs_captions(self) -> bool:
         """Whether the run uses captions or classes; if not, a picture whose caption cannot be read is used too."""

@@ -5,9 +5,11 @@ state to save: a run that is resumed after `step` steps goes on at position `ste
 ranks or data-loader workers.
 """
 
+import math
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from fractions import Fraction
 from functools import lru_cache, partial
 from typing import Any
 
@@ -18,13 +20,14 @@ from torch.utils.data import DataLoader
 from ldm_kit.config import UserError
 from ldm_kit.diffusion.rng import derive_seed
 from ldm_kit.training import signals
-from ldm_kit.training.groups import GroupOrder, Groups, groups_of
+from ldm_kit.training.groups import GroupOrder, Groups
 from ldm_kit.training.groups import by_group as by_group
+from ldm_kit.training.groups import groups_of as groups_of
 
 SampleIndex = tuple[int, int]  # (position in the run, index in the data set)
 
 
-@lru_cache(maxsize=4)
+@lru_cache(maxsize=40)  # two epochs of each part of a mixture
 def epoch_permutation(seed: int, epoch: int, count: int) -> Tensor:
     """Return the order, drawn by `seed`, in which an epoch (0, 1, ...) visits the samples 0..count-1, int64 [count]."""
     generator = torch.Generator().manual_seed(derive_seed(seed, "order", epoch))
@@ -37,6 +40,43 @@ def sample_index(seed: int, position: int, count: int) -> int:
     Each `count` positions are an epoch, which visits every sample once, in an order drawn by `seed` and epoch.
     """
     return int(epoch_permutation(seed, position // count, count)[position % count])
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """The order of samples from several parts of a data set, each of which has a share of every batch.
+
+    A step's batch has from each part its share, rounded so that the shares of all samples so far are exact up to one
+    or two; which of its positions they have is drawn by seed and step. The samples of a part are visited as those of a
+    data set alone are: each once in an epoch of the part.
+    """
+
+    sizes: Sequence[int]  # samples of each part, which lie one part after the other in the data set
+    weights: Sequence[int]  # share of each part, in units of which all are multiples
+
+    @classmethod
+    def of(cls, sizes: Sequence[int], shares: Sequence[float]) -> "Mixture":
+        """Return the order of samples from parts of `sizes` samples, each with a share of any positive number."""
+        fractions = [Fraction(share / max(shares)).limit_denominator(10**6) for share in shares]
+        unit = math.lcm(*(fraction.denominator for fraction in fractions))
+        return cls(sizes, [max(1, int(fraction * unit)) for fraction in fractions])
+
+    def index(self, seed: int, position: int, global_batch: int) -> int:
+        """Return the index, in the data set, of the sample at a position in the run, in batches of `global_batch`."""
+        step, slot = divmod(position, global_batch)
+        shuffled = epoch_permutation(derive_seed(seed, "mixture"), step, global_batch)
+        which, number = self.part(step * global_batch + int(shuffled[slot]))
+        return sum(self.sizes[:which]) + sample_index(derive_seed(seed, "part", which), number, self.sizes[which])
+
+    def part(self, number: int) -> tuple[int, int]:
+        """Return the part from which sample `number` (0, 1, ...) comes, and how many samples of it came before."""
+        rest = sum(self.weights)
+        for which, weight in enumerate(self.weights):
+            before = number * weight // rest
+            if (number + 1) * weight // rest > before:
+                return which, before
+            number, rest = number - before, rest - weight
+        raise AssertionError("the last part takes all that is left")
 
 
 @dataclass(frozen=True)
@@ -109,26 +149,26 @@ class StepBatchSampler:
 
     split: BatchSplit  # division of a batch among ranks and into micro-batches
     seed: int  # seed of the order of samples
-    count: int  # samples in the data set
+    count: int | Mixture  # samples in the data set, or the order of those of its parts
     start: int  # first step, counted from 0
     stop: int  # the step after the last one
     groups: Groups = ()  # indices of the samples that may share a batch; empty: all may
 
-    @classmethod
-    def of(cls, source: Any, split: BatchSplit, seed: int, start: int, stop: int) -> "StepBatchSampler":
-        """Return the sampler of a batch source; the arguments are those of this class."""
-        return cls(split, seed, len(source), start, stop, groups_of(source))
-
     def __iter__(self) -> Iterator[list[SampleIndex]]:
-        index = partial(sample_index, self.seed, count=self.count)
-        if self.groups:
-            index = partial(_grouped_index, self.groups, self._group_order())
+        index = self._index
         for step in range(self.start, self.stop):
             for positions in self.split.micro_batches(step):
                 yield [(p, index(p)) for p in positions]
 
-    def _group_order(self) -> GroupOrder:
-        return GroupOrder(self.seed, tuple(map(len, self.groups)), self.split.global_batch)
+    @property
+    def _index(self) -> Callable[[int], int]:
+        """The function of a position to the index of its sample."""
+        if self.groups:
+            order = GroupOrder(self.seed, tuple(map(len, self.groups)), self.split.global_batch)
+            return partial(_grouped_index, self.groups, order)
+        if isinstance(self.count, Mixture):
+            return partial(self.count.index, self.seed, global_batch=self.split.global_batch)
+        return partial(sample_index, self.seed, count=self.count)
 
     def __len__(self) -> int:
         return (self.stop - self.start) * self.split.accumulation

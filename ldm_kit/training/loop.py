@@ -20,12 +20,12 @@ from ldm_kit import memory
 from ldm_kit.config import UserError
 from ldm_kit.diffusion.rng import derive_seed
 from ldm_kit.training import distributed, faults, optim
-from ldm_kit.training.batches import BatchSplit, StepBatchSampler, loader, to_device
+from ldm_kit.training.batches import BatchSplit, StepBatchSampler, groups_of, loader, to_device
 from ldm_kit.training.config import TrainConfig
 from ldm_kit.training.ema import Ema, EmaConfig
 from ldm_kit.training.muon import Muon
 from ldm_kit.training.optim import OptimConfig
-from ldm_kit.training.task import BatchSource, StatefulTask, StepStats, Task, TrainStep, show_whole_batch
+from ldm_kit.training.task import BatchSource, StatefulTask, StepStats, Task, TrainStep, order_of, show_whole_batch
 from ldm_kit.training.training_state import TrainingState, check_unchanged, metadata, read_metadata
 
 
@@ -89,8 +89,12 @@ class Trainer:
             yield TrainStep(self.step, lr, norms, stats.logs)
 
     def _batches(self, data: BatchSource) -> Iterator[Any]:
-        sampler = StepBatchSampler.of(data, self.split, self.seed, self.step, self.config.steps)
+        sampler = self._sampler(data, self.config.steps)
         return iter(loader(data, sampler, self.config.workers, self.accelerator.device))
+
+    def _sampler(self, data: BatchSource, stop: int) -> StepBatchSampler:
+        order = order_of(self.task, data)
+        return StepBatchSampler(self.split, self.seed, order, self.step, stop, groups=groups_of(data))
 
     def forward_backward(self, batches: Iterator[Any]) -> StepStats | None:
         """Compute a step's losses and gradients; return the losses, or None on all ranks if one ran out of memory.
@@ -164,7 +168,7 @@ class Trainer:
         is_fp16 = self.accelerator.scaler is not None
         if is_fp16 and self.overflows < self.config.max_skips:
             return False
-        sampler = StepBatchSampler.of(data, self.split, self.seed, self.step, self.step + 1)
+        sampler = self._sampler(data, self.step + 1)
         batches = [(samples, data.__getitems__(samples)) for samples in sampler]
         report = faults.fault_report(self.step + 1, stats, norms, self.task.modules, batches)
         self._undo_attempt()

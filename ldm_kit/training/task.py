@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from ldm_kit.training.batches import SampleIndex, to_device
+from ldm_kit.training.batches import Mixture, SampleIndex, to_device
 
 LossTerm = tuple[str, Tensor, Mapping[str, Tensor]]  # (module name, mean loss over a micro-batch, scalars to log)
 
@@ -92,6 +92,16 @@ class StartedTask(Protocol):
 
 
 @runtime_checkable
+class MixedTask(Protocol):
+    """A task whose data may have several parts, each with a share of the training samples."""
+
+    @property
+    def mixture(self) -> Mixture | None:
+        """The order of the samples of the parts; None: the data have no parts."""
+        ...
+
+
+@runtime_checkable
 class WholeBatchTask(Protocol):
     """A task whose loss is no mean over samples, so that `losses` depends on all micro-batches of a step."""
 
@@ -138,6 +148,12 @@ class BatchSource(Protocol):
     def __getitems__(self, samples: Sequence[SampleIndex], /) -> Any:
         """Return the batch (a tensor or a dict) of the `samples`, (position in the run, index in the data set) each."""
         ...
+
+
+def order_of(task: Task, data: BatchSource) -> int | Mixture:
+    """Return the number of samples of a task's data or, if they have several parts, the order of those."""
+    mixture = task.mixture if isinstance(task, MixedTask) else None
+    return len(data) if mixture is None else mixture
 
 
 @dataclass

@@ -157,7 +157,7 @@ def test_wrong_tables_are_told_in_a_sentence(tmp_path, caplog, monkeypatch):
     with pytest.raises(UserError, match="has no column 'mood'; its columns are image, text, label"):
         everything(path, fields=("mood",))
     write(tmp_path / "b.parquet", {"image": [encoded()] * 3, "text": [1, 2, 3]})
-    with pytest.raises(UserError, match=r"all 3 pictures are bad, first .*00000000: its text or label is neither"):
+    with pytest.raises(UserError, match=r"all 3 pictures are bad, first .*00000000: its text is 1; expected a text"):
         everything(tmp_path / "b.parquet")
     whole = path.read_bytes()
     for wrong in (b"", b"no table", whole[: len(whole) // 2], whole[:100] + b"\0" * 400 + whole[500:]):

