@@ -205,7 +205,7 @@ def guided_diffusion(
         typer.echo(convert_guided_diffusion(checkpoint, out, options))
 
 
-convert.command("single-file")(sharing.single_file)
+convert.command("single-file")(flatten(sharing.single_file))
 
 
 @convert.command("consistency-models")

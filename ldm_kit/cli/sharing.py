@@ -8,6 +8,7 @@ import typer
 
 from ldm_kit.cli.errors import cli_errors
 from ldm_kit.config import UserError
+from ldm_kit.convert.options import SingleFileOptions
 
 Run = Annotated[Path, typer.Argument(help="the folder of a finished run")]
 Licence = Annotated[str | None, typer.Option(help="the Hub's name of a licence; left out: that of built-in data")]
@@ -54,15 +55,13 @@ def push(
 def single_file(
     checkpoint: Annotated[Path, typer.Argument(help="weights of Stable Diffusion 1 or 2 in one file, .safetensors")],
     out: Annotated[Path, typer.Argument(help="a new folder for the saved model")],
-    config: Annotated[
-        Path, typer.Option(help="a folder in the diffusers layout with the model's settings and tokenizer")
-    ],
+    options: SingleFileOptions,
 ) -> None:
     """Convert a single-file checkpoint of Stable Diffusion to a saved model."""
     with cli_errors():
         from ldm_kit.convert.single_file import convert_single_file
 
-        typer.echo(convert_single_file(checkpoint, out, config))
+        typer.echo(convert_single_file(checkpoint, out, options.config))
 
 
 def export_single(model: Path, file: Path, **others: object) -> None:
