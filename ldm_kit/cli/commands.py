@@ -151,9 +151,15 @@ def export(
     device: Device = None,
     *,
     lora: Annotated[list[str] | None, typer.Option(help="merge a LoRA, PATH or PATH:SCALE; may be given again")] = None,
+    single_file: Annotated[
+        Path | None, typer.Option("--single_file", help="write a saved model's weights to this .safetensors instead")
+    ] = None,
 ) -> None:
     """Save the model of a run's checkpoint, with averaged (EMA) weights, in the format of a finished run's model/."""
     with cli_errors():
+        if single_file is not None:
+            sharing.export_single(run, single_file, checkpoint=checkpoint, out=out, lora=lora, overrides=overrides)
+            return
         if lora:
             from ldm_kit.methods.lora_export import export_with_lora
 
@@ -197,6 +203,9 @@ def guided_diffusion(
         from ldm_kit.convert.guided_diffusion import convert_guided_diffusion
 
         typer.echo(convert_guided_diffusion(checkpoint, out, options))
+
+
+convert.command("single-file")(flatten(sharing.single_file))
 
 
 @convert.command("consistency-models")

@@ -1,4 +1,4 @@
-"""The commands `ldm-kit card`, which writes a model's card, and `ldm-kit push`, which uploads a model with it."""
+"""Commands that share models: `ldm-kit card` and `push`, and single-file checkpoints in and out."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -7,6 +7,8 @@ from typing import Annotated
 import typer
 
 from ldm_kit.cli.errors import cli_errors
+from ldm_kit.config import UserError
+from ldm_kit.convert.options import SingleFileOptions
 
 Run = Annotated[Path, typer.Argument(help="the folder of a finished run")]
 Licence = Annotated[str | None, typer.Option(help="the Hub's name of a licence; left out: that of built-in data")]
@@ -48,6 +50,31 @@ def push(
         check_name(name)
         facts = read_facts(run)
         typer.echo(upload(facts, name, licence=licence, private=private, confirm=_ask(yes)))
+
+
+def single_file(
+    checkpoint: Annotated[Path, typer.Argument(help="weights of Stable Diffusion 1 or 2 in one file, .safetensors")],
+    out: Annotated[Path, typer.Argument(help="a new folder for the saved model")],
+    options: SingleFileOptions,
+) -> None:
+    """Convert a single-file checkpoint of Stable Diffusion to a saved model."""
+    with cli_errors():
+        from ldm_kit.convert.single_file import convert_single_file
+
+        typer.echo(convert_single_file(checkpoint, out, options.config))
+
+
+def export_single(model: Path, file: Path, **others: object) -> None:
+    """Write a saved model to a single file, and print its path; `others` are options that must not be given.
+
+    Raises:
+        UserError: one of them is given, or the model cannot be written.
+    """
+    from ldm_kit.convert.single_file import write_single_file
+
+    for name in (name for name, value in others.items() if value):
+        raise UserError(f"--single_file takes a saved model alone, without {name}; export that first")
+    typer.echo(f"weights in {write_single_file(model, file)}")
 
 
 def _ask(yes: bool) -> Callable[[str], bool]:

@@ -30,6 +30,12 @@ class GuidedDiffusionOptions(Config):
     )
 
 
+class SingleFileOptions(Config):
+    """Settings of a single-file checkpoint of Stable Diffusion, which has weights alone."""
+
+    config: Path = Field(description="a folder in the diffusers layout with the model's settings and tokenizer")
+
+
 class ConsistencyModelsOptions(Config):
     """Settings of a model of openai/consistency_models that its checkpoint does not hold."""
 

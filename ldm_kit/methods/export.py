@@ -92,6 +92,10 @@ def saved_model(path: Path | str, checkpoint: str | None = None, device: str | N
             exported, see `export`; or there is neither such a folder nor such a model on the Hub.
     """
     path = Path(path)
+    if path.suffix in (".safetensors", ".ckpt") and path.is_file():
+        raise UserError(
+            f"{path} is one file; `ldm-kit convert single-file {path} FOLDER --config ...` makes a model of it"
+        )
     if checkpoint is None and not is_checkpoint(path):
         if not path.exists() and HUB_NAME.fullmatch(str(path).partition("@")[0]):
             return locate_pinned(str(path), "the model").folder

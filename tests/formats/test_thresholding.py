@@ -88,7 +88,7 @@ def test_the_scheduler_clips_as_the_model_is_sampled():
     assert saved("auto") == saved("published") == saved("clip") == (True, False, 0.995)
     assert saved("none") == (False, False, 0.995)
     assert saved("dynamic") == (False, True, 0.9)
-    assert saved("auto", pixels=False) == (False, False, 0.995)
+    assert saved("auto", pixels=False) == saved("dynamic", pixels=False) == (False, False, 0.995)
     assert saved("dynamic", kind="flow", prediction="flow") == (None, True, 0.9)  # of DPM-Solver++
 
 

@@ -135,14 +135,14 @@ def captioned(count: int, side: int) -> Split:
 
 
 def test_evaluate_judges_the_final_pictures_for_the_captions(colours, folder):
-    options = SamplingOptions(steps=2)
+    options = SamplingOptions(steps=1, noise_level=300)
     result = evaluate(folder, options, data=captioned(6, 16), bootstrap=0, measures="fd", seed=3)
     cascade = Cascade.load(folder)
     expected = torch.cat(list(cascade.generate([PROMPTS[i % 2] for i in range(6)], range(3, 9), options)))
     assert (colours.seen[-1].int() - expected.int()).abs().max() <= 1
     judged = result.settings["judged"]
     assert (judged["kind"], judged["count"], judged["model"]) == ("cascade", 6, manifest_hash(folder))
-    assert [judged["sampling"][f"stage_{k}"]["noise_level"] for k in (1, 2)] == [None, 20]
+    assert [judged["sampling"][f"stage_{k}"]["noise_level"] for k in (1, 2)] == [None, 300]
     assert result["fd"].count == 6
 
 

@@ -25,6 +25,7 @@ SOURCES = sorted(
 )
 PLAIN = {"model", "fast", "resume", "help", "device", "prompts", "fresh", "old", "measure"}
 PLAIN |= {"minutes", "quality", "resolution", "licence", "private", "yes"}  # of ldm-kit new, card and push
+PLAIN |= {"single_file"}  # of ldm-kit export
 """Parameters of commands that are no fields, and the example of cli/flags.py."""
 OTHERS = {"num_processes", "num_machines", "machine_rank", "multi_gpu", "mixed_precision", "dynamo_backend"}
 """Those of accelerate."""
