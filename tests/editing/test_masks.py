@@ -125,3 +125,18 @@ def test_masks_that_leave_nothing_after_scaling_say_so(tmp_path):
     dots = Image.fromarray(np.indices((64, 64)).sum(0).astype(np.uint8) % 2 * 255)
     with pytest.raises(UserError, match="white in every one of 16 x 16 pixels and keeps nothing"):
         read_mask(save(tmp_path / "d.png", dots), 16, saved(tmp_path / "q.png", (64, 64)))
+
+
+@pytest.mark.parametrize("size", [(8, 16), (16, 8)])
+def test_a_mask_is_cropped_to_the_shape_that_is_asked_for(tmp_path, size):
+    """The picture is 40 x 40: of 8 x 16 pixels the middle half of its rows is left, of 16 x 8 that of its columns."""
+    picture, mask = saved(tmp_path / "p.png", (40, 40)), np.zeros((40, 40), np.uint8)
+    mask[:10] = 255
+    mask[20:25, 20:25] = 255
+    mask = mask if size[0] > size[1] else mask.T
+    image = Image.fromarray(np.ascontiguousarray(mask))
+    loaded = read_mask(save(tmp_path / "m.png", image), size, picture)
+    expected = torch.zeros(16, 8, dtype=torch.bool)
+    expected[:4] = True
+    expected[8:10, 4:6] = True
+    assert torch.equal(loaded, expected if size[0] > size[1] else expected.T)

@@ -215,3 +215,14 @@ def test_a_picture_that_is_too_long_is_refused(tmp_path):
         read_picture(saved(tmp_path / "a.png", (100, 20)), 16, 3)
     with pytest.raises(UserError, match="no such file"):
         read_picture(tmp_path / "absent.png", 16, 3)
+
+
+def test_a_picture_of_another_shape_than_squares_is_measured_against_that_shape(tmp_path, caplog):
+    path = saved(tmp_path / "a.png", (100, 20))
+    assert read_picture(path, (8, 32), 3).shape == (3, 8, 32)
+    assert "scaled and cropped to its centre to 32 x 8" in caplog.text
+    caplog.clear()
+    assert read_picture(path, (8, 40), 3).shape == (3, 8, 40)
+    assert "scaled to 40 x 8" in caplog.text
+    with pytest.raises(UserError, match="100 x 20 pixels are too long for 8 x 32; crop it first"):
+        read_picture(path, (32, 8), 3)
