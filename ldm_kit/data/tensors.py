@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from ldm_kit.config import UserError
+from ldm_kit.data.captions import Captions
 from ldm_kit.data.images import InMemory, Record, Split, digest, split_off, subset
 from ldm_kit.data.lists import check_lists
 
@@ -16,7 +17,7 @@ CHANNELS = (1, 3, 4)
 def from_tensor(
     images: Tensor,
     *,
-    captions: Sequence[str] | None = None,
+    captions: Sequence[str | Sequence[str]] | None = None,
     labels: Sequence[int] | Tensor | None = None,
     classes: Sequence[str] = (),
     heldout: float = 0.0,
@@ -26,7 +27,8 @@ def from_tensor(
     Args:
         images: uint8 [N, C, R, R] with values 0..255, or float [N, C, R, R] in [-1, 1], which is rounded to 256 levels;
             C is 1 (grey), 3 (RGB) or 4 (RGBA), and images are square.
-        captions: N texts, for a text condition; None: empty captions.
+        captions: N texts, for a text condition, or for some images a list of texts, of which training draws one; None:
+            empty captions.
         labels: N class indices, 0 <= label < K, for a class condition; None: unlabelled.
         classes: K class names; empty: "0", "1", ... up to the largest label.
         heldout: approximate share of the images, 0 <= heldout < 1, that is never trained on and serves to measure
@@ -49,14 +51,21 @@ def from_tensor(
     names = list(classes) or [str(k) for k in range(max(numbers, default=-1) + 1)]
     if captions is not None and len(captions) != len(pixels):
         raise UserError(f"got {len(captions)} captions for {len(pixels)} images; expected one for each")
-    records = [
-        Record(f"{i:07d}", captions[i] if captions else "", numbers[i] if numbers else None) for i in range(len(pixels))
-    ]
+    records = [_record(i, captions, numbers) for i in range(len(pixels))]
     contents = hashlib.sha256(pixels.numpy().tobytes()).hexdigest()
-    described = [f"{record.text}\0{record.label}" for record in records]
+    described = ["\0".join([*record.captions, str(record.label)]) for record in records]
     whole = InMemory(records, names, pixels, digest(["tensor", str(tuple(pixels.shape)), contents, *names, *described]))
     train, held = split_off(records, heldout)
     return Split(subset(whole, train), subset(whole, held), None)
+
+
+def _record(index: int, captions: Sequence[str | Sequence[str]] | None, labels: Sequence[int]) -> Record:
+    caption = captions[index] if captions else ""
+    try:
+        text, others = Captions.of([*caption] if isinstance(caption, list | tuple) else caption)
+    except ValueError as error:
+        raise UserError(f"caption {index} is {error}") from None
+    return Record(f"{index:07d}", text, labels[index] if labels else None, {}, others)
 
 
 def _pixels(images: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ ranks or data-loader workers.
 import math
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from functools import lru_cache, partial
 from typing import Any
@@ -27,7 +27,7 @@ from ldm_kit.training.groups import groups_of as groups_of
 SampleIndex = tuple[int, int]  # (position in the run, index in the data set)
 
 
-@lru_cache(maxsize=40)  # two epochs of each part of a mixture
+@lru_cache(maxsize=4)
 def epoch_permutation(seed: int, epoch: int, count: int) -> Tensor:
     """Return the order, drawn by `seed`, in which an epoch (0, 1, ...) visits the samples 0..count-1, int64 [count]."""
     generator = torch.Generator().manual_seed(derive_seed(seed, "order", epoch))
@@ -53,20 +53,29 @@ class Mixture:
 
     sizes: Sequence[int]  # samples of each part, which lie one part after the other in the data set
     weights: Sequence[int]  # share of each part, in units of which all are multiples
+    orders: dict[Any, Any] = field(default_factory=dict, compare=False, repr=False)  # of the parts' present epochs
 
     @classmethod
     def of(cls, sizes: Sequence[int], shares: Sequence[float]) -> "Mixture":
         """Return the order of samples from parts of `sizes` samples, each with a share of any positive number."""
-        fractions = [Fraction(share / max(shares)).limit_denominator(10**6) for share in shares]
+        fractions = [Fraction(repr(float(share))) for share in shares]  # 0.1 as 1/10
         unit = math.lcm(*(fraction.denominator for fraction in fractions))
-        return cls(sizes, [max(1, int(fraction * unit)) for fraction in fractions])
+        return cls(sizes, [int(fraction * unit) for fraction in fractions])
 
     def index(self, seed: int, position: int, global_batch: int) -> int:
         """Return the index, in the data set, of the sample at a position in the run, in batches of `global_batch`."""
         step, slot = divmod(position, global_batch)
         shuffled = epoch_permutation(derive_seed(seed, "mixture"), step, global_batch)
         which, number = self.part(step * global_batch + int(shuffled[slot]))
-        return sum(self.sizes[:which]) + sample_index(derive_seed(seed, "part", which), number, self.sizes[which])
+        epoch, row = divmod(number, self.sizes[which])
+        return sum(self.sizes[:which]) + int(self._order(derive_seed(seed, "part", which), which, epoch)[row])
+
+    def _order(self, seed: int, which: int, epoch: int) -> Tensor:
+        """Return the order of an epoch of a part; those of its last even and odd epoch are held."""
+        key = which, epoch % 2
+        if key not in self.orders or self.orders[key][0] != (seed, epoch):
+            self.orders[key] = (seed, epoch), epoch_permutation.__wrapped__(seed, epoch, self.sizes[which])
+        return self.orders[key][1]
 
     def part(self, number: int) -> tuple[int, int]:
         """Return the part from which sample `number` (0, 1, ...) comes, and how many samples of it came before."""

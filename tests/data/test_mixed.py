@@ -144,6 +144,24 @@ def test_each_part_has_epochs_of_its_own():
         assert len(order) == 2000
 
 
+def test_shares_of_any_size_are_exact():
+    assert Mixture.of([1, 1, 1], [0.7, 0.2, 0.1]).weights == [7, 2, 1]
+    tiny = Mixture.of([5, 5], [1, 1e-9])
+    assert sum(tiny.part(number)[0] for number in range(1000)) <= 1
+    assert sum(tiny.part(5 * 10**9 + number)[0] for number in range(1000)) <= 1
+
+
+def test_only_the_present_epochs_of_parts_are_held():
+    """Orders of a part with a million samples take 8 MB each."""
+    mixture = Mixture.of(SIZES, SHARES)
+    order = [mixture.index(3, position, 20) for position in range(4000)]
+    assert len(mixture.orders) <= 2 * len(SIZES)
+    fresh = Mixture.of(SIZES, SHARES)
+    backwards = [fresh.index(3, position, 20) for position in reversed(range(4000))]
+    assert order == backwards[::-1]
+    assert mixture == fresh
+
+
 def test_the_order_is_the_same_on_any_number_of_processes_and_from_any_step():
     alone = drawn()
     for world in (2, 4):

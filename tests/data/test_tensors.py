@@ -59,3 +59,13 @@ def test_the_fingerprint_depends_on_contents_captions_and_labels():
 def test_what_does_not_fit_is_refused(images, more, message):
     with pytest.raises(UserError, match=message):
         from_tensor(images, **more)
+
+
+def test_an_image_may_have_several_captions():
+    images = torch.zeros(3, 1, 4, 4, dtype=torch.uint8)
+    split = from_tensor(images, captions=[["a", "b"], "c", ("d",)])
+    assert [record.captions for record in split.train.records] == [("a", "b"), ("c",), ("d",)]
+    other = from_tensor(images, captions=[["a"], "c", ("d",)])
+    assert split.train.fingerprint != other.train.fingerprint
+    with pytest.raises(UserError, match=r"caption 1 is \['c', 3\]; expected a text, or a list of texts"):
+        from_tensor(images, captions=["a", ["c", 3], "d"])
