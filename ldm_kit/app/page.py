@@ -1,0 +1,234 @@
+"""The page: a list of models, the tabs of the chosen one, the pictures of the last request, and a history."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import gradio as gr
+from gradio.components import Component
+
+from ldm_kit.app.errors import PageError, Stopped
+from ldm_kit.app.jobs import Jobs
+from ldm_kit.app.models import ModelLibrary
+from ldm_kit.app.results import Result, Workspace
+from ldm_kit.app.tabs.base import Tab
+from ldm_kit.app.tabs.sample import SampleTab
+
+TABS: tuple[type[Tab], ...] = (SampleTab,)
+"""The tabs, in their order on the page."""
+
+_ALONE: dict[str, Any] = {"concurrency_id": "model", "concurrency_limit": 1, "api_visibility": "private"}
+"""Of events that use a model: one at a time, of all browsers."""
+_AT_ONCE: dict[str, Any] = {"queue": False, "api_visibility": "private", "show_progress": "hidden"}
+
+
+@dataclass(eq=False)
+class _Panel:
+    """The components of one tab."""
+
+    tab: Tab
+    item: gr.Tab
+    fields: dict[str, Component]
+    button: gr.Button
+    stop: gr.Button
+    pictures: gr.Gallery
+    note: gr.Markdown
+    download: gr.DownloadButton
+
+
+@dataclass(eq=False)
+class Page:
+    """The page of a library of models; `blocks` is what Gradio serves."""
+
+    library: ModelLibrary
+    workspace: Workspace
+    jobs: Jobs = field(init=False)
+    blocks: gr.Blocks = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.jobs = Jobs(self.workspace.root)
+        with gr.Blocks(title="ldm_kit", analytics_enabled=False, fill_width=True) as self.blocks:
+            self._build()
+
+    def _build(self) -> None:
+        names = self.library.names
+        self._results = gr.State([])
+        self._picked = gr.State(None)
+        with gr.Row(elem_id="head"):
+            gr.Markdown("# ldm_kit\nSample and edit with your own latent diffusion models", elem_id="title")
+            self._model = gr.Dropdown(names, value=names[0], label="Model", elem_id="model", interactive=True)
+        with gr.Tabs(elem_id="tabs") as self._tabs:
+            self._panels = [self._panel(kind()) for kind in TABS]
+        self._build_history()
+        for panel in self._panels:
+            self._wire(panel)
+        choose: dict[str, Any] = {"fn": self._choose, "inputs": self._model, "outputs": self._chosen_outputs, **_ALONE}
+        self.blocks.load(**choose, show_progress="minimal", show_progress_on=self._model)
+        self._model.input(**choose, show_progress="minimal", show_progress_on=self._model)
+        self.blocks.unload(self._leave)
+
+    def _panel(self, tab: Tab) -> _Panel:
+        with gr.Tab(tab.title, id=tab.key, elem_id=f"tab-{tab.key}", visible=False) as item, gr.Row():
+            with gr.Column(scale=5, min_width=380, elem_classes="controls"):
+                fields = tab.build()
+                with gr.Row():
+                    button = gr.Button(tab.button, variant="primary", elem_id=f"{tab.key}-run", elem_classes="run")
+                    stop = gr.Button("Stop", variant="stop", visible=False, elem_id=f"{tab.key}-stop")
+            with gr.Column(scale=7, min_width=420):
+                pictures = gr.Gallery(
+                    label="Pictures",
+                    elem_id=f"{tab.key}-pictures",
+                    elem_classes="pictures",
+                    columns=4,
+                    height=520,
+                    object_fit="contain",
+                    format="png",
+                    buttons=["download", "fullscreen"],
+                    interactive=False,
+                )
+                note = gr.Markdown(elem_id=f"{tab.key}-note", elem_classes="note")
+                download = gr.DownloadButton("Download all", visible=False, size="sm", elem_id=f"{tab.key}-download")
+        return _Panel(tab, item, fields, button, stop, pictures, note, download)
+
+    def _build_history(self) -> None:
+        with gr.Accordion("History", open=True, elem_id="history-box"):
+            self._history = gr.Gallery(
+                show_label=False,
+                elem_id="history",
+                elem_classes="history",
+                columns=8,
+                height=150,
+                object_fit="contain",
+                allow_preview=False,
+                interactive=False,
+                buttons=[],
+                format="png",
+            )
+            with gr.Row(equal_height=True):
+                self._detail = gr.Markdown(
+                    "What you make appears here; choose one to see and restore its settings.",
+                    elem_id="detail",
+                    elem_classes="history-detail",
+                )
+                self._restore = gr.Button(
+                    "Restore settings", visible=False, size="sm", scale=0, min_width=160, elem_id="restore"
+                )
+        self._history.select(
+            self._pick, self._results, [self._picked, self._detail, self._restore], show_progress="hidden", queue=False
+        )
+        self._restore.click(self._restored, [self._results, self._picked], self._restore_outputs, **_ALONE)
+
+    @property
+    def _every_field(self) -> list[Component]:
+        return [component for panel in self._panels for component in panel.fields.values()]
+
+    @property
+    def _chosen_outputs(self) -> list[Any]:
+        return [self._tabs, *(panel.item for panel in self._panels), *self._every_field]
+
+    @property
+    def _restore_outputs(self) -> list[Any]:
+        shown = [each for panel in self._panels for each in (panel.pictures, panel.note, panel.download)]
+        return [self._model, *self._chosen_outputs, *shown]
+
+    def _wire(self, panel: _Panel) -> None:
+        controls = [panel.button, panel.stop]
+        outputs = [panel.pictures, panel.note, panel.download, self._results, self._history]
+        inputs = {self._model, self._results, *panel.fields.values()}
+
+        def begin(request: gr.Request) -> tuple[Any, Any]:
+            self.jobs.begin(request.session_hash or "")
+            return gr.Button(visible=False), gr.Button(visible=True)
+
+        def run(data: dict[Component, Any], request: gr.Request, progress: gr.Progress = gr.Progress()) -> Any:  # noqa: B008
+            values = {name: data[component] for name, component in panel.fields.items()}
+            return self._run(panel, data, values, (request.session_hash or "", progress))
+
+        panel.button.click(begin, None, controls, **_AT_ONCE).then(
+            run, inputs, outputs, show_progress="full", show_progress_on=panel.pictures, **_ALONE
+        ).then(lambda: (gr.Button(visible=True), gr.Button(visible=False)), None, controls, **_AT_ONCE)
+        panel.stop.click(self._stop, None, None, **_AT_ONCE)
+
+    def _run(
+        self, panel: _Panel, data: dict[Component, Any], values: dict[str, Any], caller: tuple[str, gr.Progress]
+    ) -> Any:
+        """Compute one request; return the values of a panel's outputs."""
+        (session, progress), tab, folder = caller, panel.tab, self.workspace.new_folder()
+
+        def work() -> Result:
+            with self.library.lock:
+                model = self.library.open(data[self._model])
+                note = tab.run(model, values, folder, self.library.options)
+                return Result(tab.title, model.name, folder, values, note, tab.key)
+
+        def show(description: str, finished: int, total: int) -> None:
+            progress((finished, total), desc=description, unit="steps")
+
+        try:
+            result = self.jobs.run(session, work, show)
+        except Stopped:
+            gr.Info("Stopped; no picture was written.", title="Stopped")
+            return (gr.skip(),) * 5
+        except PageError as error:
+            raise gr.Error(str(error), print_exception=False) from None
+        results = self.workspace.add(data[self._results], result)
+        return (*_shown(result), results, _history(results))
+
+    def _choose(self, name: str) -> list[Any]:
+        """Return updates of tabs and fields for the model called `name`."""
+        return self._updates(name, None)
+
+    def _updates(self, name: str, result: Result | None) -> list[Any]:
+        """Return updates of `_chosen_outputs` for a model; with a result, its tab and values are those shown."""
+        try:
+            model = self.jobs.run("", lambda: self.library.open(name), lambda *_: None)
+        except PageError as error:
+            raise gr.Error(str(error), print_exception=False) from None
+        fits = [panel.tab.available(model) for panel in self._panels]
+        first = next((panel.tab.key for panel, fit in zip(self._panels, fits, strict=True) if fit), None)
+        selected = result.key if result is not None else first
+        updates: list[Any] = [gr.Tabs(selected=selected), *(gr.Tab(visible=fit) for fit in fits)]
+        for panel, fit in zip(self._panels, fits, strict=True):
+            new = panel.tab.updates(model) if fit else {}
+            if result is not None and panel.tab.key == result.key:
+                for each, value in result.values.items():
+                    new.setdefault(each, {})["value"] = value
+                for each, properties in panel.tab.slots(result.values, model).items():
+                    new.setdefault(each, {}).update(properties)
+            updates += [gr.update(**new[each]) if each in new else gr.skip() for each in panel.fields]
+        return updates
+
+    def _pick(self, results: Sequence[Result], event: gr.SelectData) -> Any:
+        result = results[event.index]
+        return result.folder.name, result.settings(), gr.Button(visible=True)
+
+    def _restored(self, results: Sequence[Result], picked: str | None) -> list[Any]:
+        """Return updates that show a result of the history again, with the fields as they were."""
+        result = next((each for each in results if each.folder.name == picked), None)
+        if result is None:
+            raise gr.Error("This result is no longer in the history.", print_exception=False)
+        shown: list[Any] = []
+        for panel in self._panels:
+            shown += _shown(result) if panel.tab.key == result.key else [gr.skip()] * 3
+        return [result.model, *self._updates(result.model, result), *shown]
+
+    def _stop(self, request: gr.Request) -> None:
+        self.jobs.stop(request.session_hash or "")
+
+    def _leave(self, request: gr.Request) -> None:
+        self.jobs.forget(request.session_hash or "")
+
+
+def _shown(result: Result) -> list[Any]:
+    """Return values of a panel's pictures, note and download."""
+    pictures = result.pictures
+    columns = min(4, len(pictures)) if len(pictures) <= 16 else 8
+    return [
+        gr.Gallery(pictures, columns=columns, selected_index=None),
+        result.note,
+        gr.DownloadButton(value=result.archive(), visible=True),
+    ]
+
+
+def _history(results: Sequence[Result]) -> list[tuple[str, str]]:
+    return [(result.sheet, result.title) for result in results]
