@@ -1,39 +1,40 @@
 """The page: a list of models, the tabs of the chosen one, the pictures of the last request, and a history."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import gradio as gr
 from gradio.components import Component
 
-from ldm_kit.app.errors import PageError, Stopped
+from ldm_kit.app.errors import PageError, Stopped, page_errors
 from ldm_kit.app.jobs import Jobs
-from ldm_kit.app.models import ModelLibrary
+from ldm_kit.app.models import ModelLibrary, OpenModel
+from ldm_kit.app.panel import Panel, build_panel, shown, thumbnails
 from ldm_kit.app.results import Result, Workspace
 from ldm_kit.app.tabs.base import Tab
+from ldm_kit.app.tabs.edit import EditTab
+from ldm_kit.app.tabs.inpaint import InpaintTab
+from ldm_kit.app.tabs.mix import InterpolateTab, MixTab
+from ldm_kit.app.tabs.prior import PriorTab
+from ldm_kit.app.tabs.reprompt import Img2ImgTab, RepromptTab
 from ldm_kit.app.tabs.sample import SampleTab
 
-TABS: tuple[type[Tab], ...] = (SampleTab,)
+TABS: tuple[type[Tab], ...] = (
+    SampleTab,
+    PriorTab,
+    EditTab,
+    InterpolateTab,
+    MixTab,
+    InpaintTab,
+    RepromptTab,
+    Img2ImgTab,
+)
 """The tabs, in their order on the page."""
 
 _ALONE: dict[str, Any] = {"concurrency_id": "model", "concurrency_limit": 1, "api_visibility": "private"}
 """Of events that use a model: one at a time, of all browsers."""
 _AT_ONCE: dict[str, Any] = {"queue": False, "api_visibility": "private", "show_progress": "hidden"}
-
-
-@dataclass(eq=False)
-class _Panel:
-    """The components of one tab."""
-
-    tab: Tab
-    item: gr.Tab
-    fields: dict[str, Component]
-    button: gr.Button
-    stop: gr.Button
-    pictures: gr.Gallery
-    note: gr.Markdown
-    download: gr.DownloadButton
 
 
 @dataclass(eq=False)
@@ -58,7 +59,7 @@ class Page:
             gr.Markdown("# ldm_kit\nSample and edit with your own latent diffusion models", elem_id="title")
             self._model = gr.Dropdown(names, value=names[0], label="Model", elem_id="model", interactive=True)
         with gr.Tabs(elem_id="tabs") as self._tabs:
-            self._panels = [self._panel(kind()) for kind in TABS]
+            self._panels = [build_panel(kind()) for kind in TABS]
         self._build_history()
         for panel in self._panels:
             self._wire(panel)
@@ -67,37 +68,14 @@ class Page:
         self._model.input(**choose, show_progress="minimal", show_progress_on=self._model)
         self.blocks.unload(self._leave)
 
-    def _panel(self, tab: Tab) -> _Panel:
-        with gr.Tab(tab.title, id=tab.key, elem_id=f"tab-{tab.key}", visible=False) as item, gr.Row():
-            with gr.Column(scale=5, min_width=380, elem_classes="controls"):
-                fields = tab.build()
-                with gr.Row():
-                    button = gr.Button(tab.button, variant="primary", elem_id=f"{tab.key}-run", elem_classes="run")
-                    stop = gr.Button("Stop", variant="stop", visible=False, elem_id=f"{tab.key}-stop")
-            with gr.Column(scale=7, min_width=420):
-                pictures = gr.Gallery(
-                    label="Pictures",
-                    elem_id=f"{tab.key}-pictures",
-                    elem_classes="pictures",
-                    columns=4,
-                    height=520,
-                    object_fit="contain",
-                    format="png",
-                    buttons=["download", "fullscreen"],
-                    interactive=False,
-                )
-                note = gr.Markdown(elem_id=f"{tab.key}-note", elem_classes="note")
-                download = gr.DownloadButton("Download all", visible=False, size="sm", elem_id=f"{tab.key}-download")
-        return _Panel(tab, item, fields, button, stop, pictures, note, download)
-
     def _build_history(self) -> None:
         with gr.Accordion("History", open=True, elem_id="history-box"):
             self._history = gr.Gallery(
                 show_label=False,
                 elem_id="history",
                 elem_classes="history",
-                columns=8,
-                height=150,
+                columns=12,
+                height=128,
                 object_fit="contain",
                 allow_preview=False,
                 interactive=False,
@@ -128,10 +106,10 @@ class Page:
 
     @property
     def _restore_outputs(self) -> list[Any]:
-        shown = [each for panel in self._panels for each in (panel.pictures, panel.note, panel.download)]
-        return [self._model, *self._chosen_outputs, *shown]
+        ends = [each for panel in self._panels for each in (panel.pictures, panel.note, panel.download)]
+        return [self._model, *self._chosen_outputs, *ends]
 
-    def _wire(self, panel: _Panel) -> None:
+    def _wire(self, panel: Panel) -> None:
         controls = [panel.button, panel.stop]
         outputs = [panel.pictures, panel.note, panel.download, self._results, self._history]
         inputs = {self._model, self._results, *panel.fields.values()}
@@ -148,9 +126,35 @@ class Page:
             run, inputs, outputs, show_progress="full", show_progress_on=panel.pictures, **_ALONE
         ).then(lambda: (gr.Button(visible=True), gr.Button(visible=False)), None, controls, **_AT_ONCE)
         panel.stop.click(self._stop, None, None, **_AT_ONCE)
+        if panel.tab.live:
+            self._wire_live(panel, run, (inputs, outputs))
+
+    def _wire_live(self, panel: Panel, run: Callable[..., Any], ends: tuple[set[Any], list[Any]]) -> None:
+        """Let the fields `live` of a tab run it; a change of the first of them first updates the fields `slots`."""
+        inputs, outputs = ends
+        first: Any = panel.fields[panel.tab.live[0]]
+
+        def update(data: dict[Component, Any]) -> list[Any]:
+            values = {name: data[component] for name, component in panel.fields.items()}
+            new = panel.tab.slots(values, self._open(data[self._model]))
+            return [gr.update(**new[name]) if name in new else gr.skip() for name in panel.fields]
+
+        def follow(data: dict[Component, Any], request: gr.Request, progress: gr.Progress = gr.Progress()) -> Any:  # noqa: B008
+            if not panel.tab.is_live({name: data[component] for name, component in panel.fields.items()}):
+                return (gr.skip(),) * len(outputs)
+            self.jobs.begin(request.session_hash or "")
+            return run(data, request, progress)
+
+        on_pictures: dict[str, Any] = {"show_progress": "full", "show_progress_on": panel.pictures, **_ALONE}
+        first.input(update, inputs, [*panel.fields.values()], **(_ALONE | {"show_progress": "hidden"})).then(
+            follow, inputs, outputs, **on_pictures
+        )
+        others: list[Any] = [panel.fields[name] for name in panel.tab.live[1:]]
+        events = [each.release if isinstance(each, gr.Slider) else each.input for each in others]
+        gr.on(events, follow, inputs, outputs, trigger_mode="always_last", **on_pictures)
 
     def _run(
-        self, panel: _Panel, data: dict[Component, Any], values: dict[str, Any], caller: tuple[str, gr.Progress]
+        self, panel: Panel, data: dict[Component, Any], values: dict[str, Any], caller: tuple[str, gr.Progress]
     ) -> Any:
         """Compute one request; return the values of a panel's outputs."""
         (session, progress), tab, folder = caller, panel.tab, self.workspace.new_folder()
@@ -159,7 +163,7 @@ class Page:
             with self.library.lock:
                 model = self.library.open(data[self._model])
                 note = tab.run(model, values, folder, self.library.options)
-                return Result(tab.title, model.name, folder, values, note, tab.key)
+                return Result(tab.title, model.name, folder, values, note, tab.key, tab.summary(values))
 
         def show(description: str, finished: int, total: int) -> None:
             progress((finished, total), desc=description, unit="steps")
@@ -172,7 +176,7 @@ class Page:
         except PageError as error:
             raise gr.Error(str(error), print_exception=False) from None
         results = self.workspace.add(data[self._results], result)
-        return (*_shown(result), results, _history(results))
+        return (*shown(result), results, thumbnails(results))
 
     def _choose(self, name: str) -> list[Any]:
         """Return updates of tabs and fields for the model called `name`."""
@@ -180,10 +184,7 @@ class Page:
 
     def _updates(self, name: str, result: Result | None) -> list[Any]:
         """Return updates of `_chosen_outputs` for a model; with a result, its tab and values are those shown."""
-        try:
-            model = self.jobs.run("", lambda: self.library.open(name), lambda *_: None)
-        except PageError as error:
-            raise gr.Error(str(error), print_exception=False) from None
+        model = self._open(name)
         fits = [panel.tab.available(model) for panel in self._panels]
         first = next((panel.tab.key for panel, fit in zip(self._panels, fits, strict=True) if fit), None)
         selected = result.key if result is not None else first
@@ -194,9 +195,16 @@ class Page:
                 for each, value in result.values.items():
                     new.setdefault(each, {})["value"] = value
                 for each, properties in panel.tab.slots(result.values, model).items():
-                    new.setdefault(each, {}).update(properties)
+                    new[each] = {**properties, **new.get(each, {}), "visible": properties.get("visible", True)}
             updates += [gr.update(**new[each]) if each in new else gr.skip() for each in panel.fields]
         return updates
+
+    def _open(self, name: str) -> OpenModel:
+        try:
+            with page_errors(self.workspace.root):
+                return self.library.open(name)
+        except PageError as error:
+            raise gr.Error(str(error), print_exception=False) from None
 
     def _pick(self, results: Sequence[Result], event: gr.SelectData) -> Any:
         result = results[event.index]
@@ -207,28 +215,13 @@ class Page:
         result = next((each for each in results if each.folder.name == picked), None)
         if result is None:
             raise gr.Error("This result is no longer in the history.", print_exception=False)
-        shown: list[Any] = []
+        pictures: list[Any] = []
         for panel in self._panels:
-            shown += _shown(result) if panel.tab.key == result.key else [gr.skip()] * 3
-        return [result.model, *self._updates(result.model, result), *shown]
+            pictures += shown(result) if panel.tab.key == result.key else [gr.skip()] * 3
+        return [result.model, *self._updates(result.model, result), *pictures]
 
     def _stop(self, request: gr.Request) -> None:
         self.jobs.stop(request.session_hash or "")
 
     def _leave(self, request: gr.Request) -> None:
         self.jobs.forget(request.session_hash or "")
-
-
-def _shown(result: Result) -> list[Any]:
-    """Return values of a panel's pictures, note and download."""
-    pictures = result.pictures
-    columns = min(4, len(pictures)) if len(pictures) <= 16 else 8
-    return [
-        gr.Gallery(pictures, columns=columns, selected_index=None),
-        result.note,
-        gr.DownloadButton(value=result.archive(), visible=True),
-    ]
-
-
-def _history(results: Sequence[Result]) -> list[tuple[str, str]]:
-    return [(result.sheet, result.title) for result in results]

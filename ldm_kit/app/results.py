@@ -24,17 +24,13 @@ class Result:
     values: Mapping[str, Any]  # values of the tab's fields, by name
     note: str = ""  # sentences on the result
     key: str = ""  # key of the tab
+    summary: Mapping[str, Any] = field(default_factory=dict[str, Any])  # what describes the result in the history
 
     @property
     def pictures(self) -> list[tuple[str, str]]:
         """Path and caption of each picture, in order."""
         paths = [path for path in self.folder.glob("*.png") if path.name not in _SHEETS]
         return [(str(path), _caption(path)) for path in sorted(paths, key=lambda path: path.name.split("-")[1])]
-
-    @property
-    def sheet(self) -> str:
-        """Path of the picture that shows all of them."""
-        return str(next(path for name in _SHEETS if (path := self.folder / name).exists()))
 
     @property
     def title(self) -> str:
@@ -53,9 +49,7 @@ class Result:
 
     def settings(self) -> str:
         """Return the settings as lines of Markdown: model, tab and each value that says something."""
-        rows = [
-            f"**{name.replace('_', ' ')}** {_shown(value)}" for name, value in self.values.items() if _says(name, value)
-        ]
+        rows = [f"**{name.replace('_', ' ')}** {_shown(value)}" for name, value in self.summary.items() if _says(value)]
         return " · ".join([f"**{self.tab}** with {self.model}", *rows])
 
 
@@ -90,7 +84,7 @@ def _caption(path: Path) -> str:
     return f"{prompt}, seed {seed}" if prompt else f"seed {seed}"
 
 
-def _says(name: str, value: Any) -> bool:
+def _says(value: Any) -> bool:
     return value not in (None, "", [], False) and not isinstance(value, Mapping) and not str(value).startswith("/")
 
 

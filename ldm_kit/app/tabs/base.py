@@ -54,5 +54,9 @@ class Tab(ABC):
         return False
 
     def slots(self, values: Values, model: OpenModel) -> dict[str, dict[str, Any]]:
-        """Return new properties of fields that follow from other fields, such as the labels of sliders."""
+        """Return new properties of fields that follow from the first of `live`, such as the labels of sliders."""
         return {}
+
+    def summary(self, values: Values) -> Values:
+        """Return the values by which a result is described in the history, by names that a user reads."""
+        return values

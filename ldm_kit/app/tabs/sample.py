@@ -12,13 +12,19 @@ from ldm_kit.app.models import OpenModel
 from ldm_kit.app.options import MAX_PICTURES, MAX_STEPS, AppOptions, check_limit, check_prompts
 from ldm_kit.app.tabs.base import Tab, Values
 from ldm_kit.app.tabs.fields import (
+    GIVEN,
+    MAX_SCALE,
+    class_choices,
     classes_of,
     count_field,
     fitted_picture,
+    is_guided,
     needed,
     picture_field,
+    pipeline_of,
     seed_fields,
     seed_of,
+    slider,
     steps_field,
 )
 from ldm_kit.config import UserError, check
@@ -30,7 +36,6 @@ from ldm_kit.models.pipeline import Pipeline
 from ldm_kit.models.provenance import provenance
 from ldm_kit.solvers.table import sampler_names
 
-MAX_SCALE = 20.0  # greatest guidance scale of the slider
 _OPTIONS = ("guidance_scale", "negative_prompt", "solver", "steps", "noise_level")  # fields of SamplingOptions
 
 
@@ -47,11 +52,8 @@ class SampleTab(Tab):
     def build(self) -> dict[str, Component]:
         """Lay out the fields."""
         fields: dict[str, Component] = {
-            "prompt": gr.Textbox(label="Prompt", lines=2, max_lines=6, info="one a line", elem_id="sample-prompt"),
-            "class_name": gr.Dropdown(label="Class", elem_id="sample-class"),
-            "negative_prompt": gr.Textbox(
-                label="Negative prompt", info="what to guide away from", elem_id="sample-negative"
-            ),
+            "prompt": gr.Textbox(label="Prompt", lines=3, max_lines=6, info="one a line", elem_id="sample-prompt"),
+            "class_name": gr.Dropdown(label="Class", elem_id="sample-class-name"),
             "image": picture_field("Picture", "sample-image"),
         }
         with gr.Row():
@@ -59,23 +61,24 @@ class SampleTab(Tab):
             fields |= seed_fields("sample")
         with gr.Row():
             fields["steps"] = steps_field("sample")
+            fields["guidance_scale"] = slider("sample", "guidance_scale", "Guidance scale", (0, MAX_SCALE, 0.1))
+        with gr.Accordion("More settings", open=False, elem_id="sample-more"):
+            fields["negative_prompt"] = gr.Textbox(
+                label="Negative prompt", info="what to guide away from", elem_id="sample-negative-prompt"
+            )
             fields["solver"] = gr.Dropdown(sampler_names(), label="Sampler", elem_id="sample-solver")
-        fields["guidance_scale"] = gr.Slider(
-            0, MAX_SCALE, step=0.1, label="Guidance scale", info="1: no guidance", elem_id="sample-scale"
-        )
-        fields["guidance_scales"] = gr.Textbox(
-            label="Guidance scales", info="one for each condition, with commas", elem_id="sample-scales"
-        )
-        with gr.Row():
-            for name, label in (("interval_low", "Guide from t / T ="), ("interval_high", "to t / T =")):
-                identity = f"sample-{name.removeprefix('interval_')}"
-                fields[name] = gr.Slider(0, 1, step=0.01, label=label, elem_id=identity)
-        fields["noise_level"] = gr.Slider(0, 999, step=1, label="Noise level", elem_id="sample-level")
+            fields["guidance_scales"] = gr.Textbox(
+                label="Guidance scales", info="one for each condition, with commas", elem_id="sample-guidance-scales"
+            )
+            with gr.Row():
+                for name, label in (("interval_low", "Guide from t / T"), ("interval_high", "Guide to t / T")):
+                    fields[name] = slider("sample", name, label, (0, 1, 0.01))
+            fields["noise_level"] = slider("sample", "noise_level", "Noise level", (0, 999, 1))
         return fields
 
     def updates(self, model: OpenModel) -> dict[str, dict[str, Any]]:
         """Return the model's own settings as values, and hide the fields that it has no use for."""
-        pipeline = _pipeline(model)
+        pipeline = pipeline_of(model)
         values, classes = defaults_of(pipeline), classes_of(pipeline)
         guided = is_guided(pipeline)
         several, free = pipeline.conditioner.drops > 1, not pipeline.takes_scale
@@ -101,15 +104,14 @@ class SampleTab(Tab):
         updates["prompt"] |= {"info": info}
         updates["guidance_scale"] |= scales
         updates["steps"] |= {"maximum": min(MAX_STEPS, pipeline.schedule_config.num_train_timesteps)}
-        if classes is not None:
-            updates["class_name"] |= {"choices": [*classes], "value": classes[0]}
+        updates["class_name"] |= class_choices(classes)
         if values["solver"] not in sampler_names():
             updates["solver"] |= {"choices": [*sampler_names(), values["solver"]]}
         return updates
 
     def run(self, model: OpenModel, values: Values, out: Path, options: AppOptions) -> str:
         """Sample the pictures with the functions of `sample.py`."""
-        pipeline = _pipeline(model)
+        pipeline = pipeline_of(model)
         prompts = _prompts(pipeline, values)
         count = check_limit("count", int(values["count"]), MAX_PICTURES)
         check_limit("the number of pictures, prompts times count,", max(1, len(prompts)) * count, MAX_PICTURES)
@@ -118,25 +120,13 @@ class SampleTab(Tab):
         if pipeline.picture is not None:
             path = needed(values["image"], "a picture: this model makes its own of it")
             side = pipeline.picture.side(pipeline.resolution)
-            given["image"] = fitted_picture(path, side, pipeline.channels, out.with_suffix(".given.png"))
+            given["image"] = fitted_picture(path, side, pipeline.channels, out / GIVEN / "picture.png")
         request = check(GenerationRequest, given, "the fields")
         sampling = check(SamplingOptions, _chosen(pipeline, values), "the fields")
         written = OutputOptions(out=out, device=options.device, precision=options.precision)
         origin = provenance(model.folder, autocast_dtype(options.precision, pipeline.device))
         generate_with(pipeline, request, sampling, written, origin)
         return ""
-
-
-def _pipeline(model: OpenModel) -> Pipeline:
-    if model.pipeline is None:
-        raise UserError("this model has a semantic encoder; expected a diffusion model without one")
-    return model.pipeline
-
-
-def is_guided(pipeline: Pipeline) -> bool:
-    """Return whether a model can be guided by a scale."""
-    trained = pipeline.takes_scale or pipeline.saved.trains_null
-    return pipeline.conditioner.null is not None and trained
 
 
 def defaults_of(pipeline: Pipeline) -> dict[str, Any]:
