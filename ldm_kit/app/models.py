@@ -4,7 +4,7 @@ import gc
 import hashlib
 from collections import OrderedDict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from threading import RLock
 
@@ -27,11 +27,11 @@ from ldm_kit.progress import Progress
 _INVERSIONS = 16  # inversions of pictures that a semantic model remembers
 
 
+@dataclass(eq=False)
 class RememberingModel(SemanticModel):
     """A semantic model that remembers the noise of the last pictures, so that their next edits need no inversion."""
 
-    def __post_init__(self) -> None:
-        self._noise: OrderedDict[str, Tensor] = OrderedDict()
+    remembered: OrderedDict[str, Tensor] = field(default_factory=OrderedDict[str, Tensor], init=False, repr=False)
 
     def invert(
         self,
@@ -45,12 +45,12 @@ class RememberingModel(SemanticModel):
         """Return what `SemanticModel.invert` returns, computed once for the same pictures, codes and steps."""
         content = hashlib.sha256(pictures.contiguous().numpy().tobytes() + z.cpu().contiguous().numpy().tobytes())
         key = f"{tuple(pictures.shape)} {steps} {content.hexdigest()}"
-        if key not in self._noise:
-            self._noise[key] = super().invert(pictures, z, steps, batch, progress=progress)
-            while len(self._noise) > _INVERSIONS:
-                self._noise.popitem(last=False)
-        self._noise.move_to_end(key)
-        return self._noise[key].clone()
+        if key not in self.remembered:
+            self.remembered[key] = super().invert(pictures, z, steps, batch, progress=progress)
+            while len(self.remembered) > _INVERSIONS:
+                self.remembered.popitem(last=False)
+        self.remembered.move_to_end(key)
+        return self.remembered[key].clone()
 
 
 @dataclass(frozen=True, eq=False)

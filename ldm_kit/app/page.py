@@ -39,19 +39,22 @@ _AT_ONCE: dict[str, Any] = {"queue": False, "api_visibility": "private", "show_p
 
 @dataclass(eq=False)
 class Page:
-    """The page of a library of models; `blocks` is what Gradio serves."""
+    """The page of a library of models."""
 
     library: ModelLibrary
     workspace: Workspace
     jobs: Jobs = field(init=False)
-    blocks: gr.Blocks = field(init=False)
 
     def __post_init__(self) -> None:
         self.jobs = Jobs(self.workspace.root)
-        with gr.Blocks(title="ldm_kit", analytics_enabled=False, fill_width=True) as self.blocks:
-            self._build()
 
-    def _build(self) -> None:
+    def build(self) -> gr.Blocks:
+        """Return the page as Gradio serves it."""
+        with gr.Blocks(title="ldm_kit", analytics_enabled=False, fill_width=True) as blocks:
+            self._build(blocks)
+        return blocks
+
+    def _build(self, blocks: gr.Blocks) -> None:
         names = self.library.names
         self._results = gr.State([])
         self._picked = gr.State(None)
@@ -64,9 +67,9 @@ class Page:
         for panel in self._panels:
             self._wire(panel)
         choose: dict[str, Any] = {"fn": self._choose, "inputs": self._model, "outputs": self._chosen_outputs, **_ALONE}
-        self.blocks.load(**choose, show_progress="minimal", show_progress_on=self._model)
+        blocks.load(**choose, show_progress="minimal", show_progress_on=self._model)
         self._model.input(**choose, show_progress="minimal", show_progress_on=self._model)
-        self.blocks.unload(self._leave)
+        blocks.unload(self._leave)
 
     def _build_history(self) -> None:
         with gr.Accordion("History", open=True, elem_id="history-box"):

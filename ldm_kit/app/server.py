@@ -1,23 +1,42 @@
 """The server of the page: local unless asked otherwise, with a private folder for uploads that ends with it."""
 
+import asyncio
 import os
 import tempfile
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from PIL import Image
 
 from ldm_kit.app.options import LOCAL, MAX_BYTES, MAX_PIXELS, MAX_WAITING, AppOptions
 from ldm_kit.config import UserError
 
+T = TypeVar("T")
 _POLICY = (
     "default-src 'self' 'unsafe-inline' 'unsafe-eval' blob: data:; connect-src 'self' blob: data: ws: wss:; "
     "frame-ancestors 'self'; object-src 'none'; base-uri 'self'"
 )
 """What the browser may load: nothing of another host."""
+
+
+_CLOSED: dict[str, Any] = {
+    "share": False,
+    "prevent_thread_lock": True,
+    "quiet": True,
+    "show_error": False,
+    "footer_links": [],
+    "run_history": False,
+    "max_file_size": MAX_BYTES,
+    "enable_monitoring": False,
+    "ssr_mode": False,
+    "pwa": False,
+    "mcp_server": False,
+}
+"""Options of Gradio's server that open nothing beside the page."""
 
 
 class LocalOnly:
@@ -62,29 +81,19 @@ def running_page(paths: Sequence[Path | str], options: AppOptions) -> Iterator[s
         from ldm_kit.app.style import CSS, theme
 
         page = Page(ModelLibrary(paths, options), Workspace(Path(folder)))
-        blocks = page.blocks.queue(max_size=MAX_WAITING, api_open=False)
+        blocks = in_event_loop(lambda: page.build().queue(max_size=MAX_WAITING, api_open=False))
         blocked = [*map(str, page.library.folders.values()), str(Path.cwd()), str(Path.home())]
+        settings: dict[str, Any] = {
+            "server_name": options.host,
+            "server_port": free_port(options.host) if options.port == 0 else options.port,
+            "allowed_paths": [str(page.workspace.results)],
+            "blocked_paths": [path for path in blocked if not folder.startswith(f"{path.rstrip('/')}/")],
+            "theme": theme(),
+            "css": CSS,
+            "app_kwargs": {"middleware": [_middleware()], "docs_url": None, "redoc_url": None, "openapi_url": None},
+        }
         try:
-            address = blocks.launch(
-                server_name=options.host,
-                server_port=free_port(options.host) if options.port == 0 else options.port,
-                share=False,
-                prevent_thread_lock=True,
-                quiet=True,
-                show_error=False,
-                footer_links=[],
-                run_history=False,
-                allowed_paths=[str(page.workspace.results)],
-                blocked_paths=[path for path in blocked if not folder.startswith(f"{path.rstrip('/')}/")],
-                max_file_size=MAX_BYTES,
-                enable_monitoring=False,
-                ssr_mode=False,
-                pwa=False,
-                mcp_server=False,
-                theme=theme(),
-                css=CSS,
-                app_kwargs={"middleware": [_middleware()], "docs_url": None, "redoc_url": None, "openapi_url": None},
-            )[1]
+            address = in_event_loop(lambda: blocks.launch(**settings, **_CLOSED)[1])
         except OSError as error:
             raise UserError(
                 f"cannot listen on {options.host}:{options.port}: {str(error).splitlines()[0].rstrip('.')}; "
@@ -94,6 +103,16 @@ def running_page(paths: Sequence[Path | str], options: AppOptions) -> Iterator[s
             yield address
         finally:
             blocks.close(verbose=False)
+
+
+def in_event_loop(work: Callable[[], T]) -> T:
+    """Return the result of a function that runs in a thread with an event loop, without which Gradio leaks one."""
+
+    async def call() -> T:
+        return work()
+
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(lambda: asyncio.run(call())).result()
 
 
 def warning_of(options: AppOptions) -> str:

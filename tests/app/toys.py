@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 
 from conditioning.inpainting import Inpainting
-from conditioning.none import Unconditional
+from conditioning.none import NoCondition
 from conditioning.text import TextConditioner, TextConfig
 from ldm_kit.diffusion.schedule import ScheduleConfig
 from ldm_kit.models.directions import DirectionRecord, stack_directions
@@ -44,7 +44,7 @@ def inpainting_model(folder: Path) -> Path:
     unet = build_unet(UNET, sample_size=16, channels=7, out_channels=3, cross_width=None)
     with torch.no_grad():
         unet = perturbed(unet).eval()
-    Pipeline(None, unet, Unconditional(), SCHEDULE, "v", picture=Inpainting()).save(folder)
+    Pipeline(None, unet, NoCondition(), SCHEDULE, "v", picture=Inpainting()).save(folder)
     return folder
 
 
