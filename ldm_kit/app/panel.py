@@ -65,7 +65,7 @@ def shown(result: Result) -> list[Any]:
 
 
 def thumbnails(results: Sequence[Result]) -> list[tuple[str, str]]:
-    return [(result.pictures[-1][0], result.title) for result in results]
+    return [(result.thumbnail, result.title) for result in results]
 
 
 def columns_for(count: int) -> int:

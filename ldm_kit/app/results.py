@@ -33,6 +33,11 @@ class Result:
         return [(str(path), _caption(path)) for path in sorted(paths, key=lambda path: path.name.split("-")[1])]
 
     @property
+    def thumbnail(self) -> str:
+        """Path of the picture that stands for the result: the first sample, or the last picture of an edit."""
+        return self.pictures[0 if (self.folder / "grid.png").exists() else -1][0]
+
+    @property
     def title(self) -> str:
         """A few words for the history: the prompt, or else the tab."""
         text = next((str(self.values[name]) for name in ("prompt", "class_name") if self.values.get(name)), self.tab)
@@ -81,7 +86,7 @@ def _caption(path: Path) -> str:
     if "picture" in metadata:
         return metadata["picture"]
     prompt, seed = metadata.get("prompt", ""), metadata.get("seed", "")
-    return f"{prompt}, seed {seed}" if prompt else f"seed {seed}"
+    return f"seed {seed}, {prompt}" if prompt else f"seed {seed}"
 
 
 def _says(value: Any) -> bool:

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import socket
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -74,6 +75,7 @@ def running_page(paths: Sequence[Path | str], options: AppOptions) -> Iterator[s
     Raises:
         UserError: a path is no model that samples or edits, or the port is taken.
     """
+    port = free_port(options)
     with tempfile.TemporaryDirectory(prefix="ldm_kit-app-") as folder, _environment(Path(folder)):
         from ldm_kit.app.models import ModelLibrary
         from ldm_kit.app.page import Page
@@ -85,20 +87,14 @@ def running_page(paths: Sequence[Path | str], options: AppOptions) -> Iterator[s
         blocked = [*map(str, page.library.folders.values()), str(Path.cwd()), str(Path.home())]
         settings: dict[str, Any] = {
             "server_name": options.host,
-            "server_port": free_port(options.host) if options.port == 0 else options.port,
+            "server_port": port,
             "allowed_paths": [str(page.workspace.results)],
             "blocked_paths": [path for path in blocked if not folder.startswith(f"{path.rstrip('/')}/")],
             "theme": theme(),
             "css": CSS,
             "app_kwargs": {"middleware": [_middleware()], "docs_url": None, "redoc_url": None, "openapi_url": None},
         }
-        try:
-            address = in_event_loop(lambda: blocks.launch(**settings, **_CLOSED)[1])
-        except OSError as error:
-            raise UserError(
-                f"cannot listen on {options.host}:{options.port}: {str(error).splitlines()[0].rstrip('.')}; "
-                "expected a free --port"
-            ) from None
+        address = in_event_loop(lambda: blocks.launch(**settings, **_CLOSED)[1])
         try:
             yield address
         finally:
@@ -125,13 +121,23 @@ def warning_of(options: AppOptions) -> str:
     )
 
 
-def free_port(host: str) -> int:
-    """Return a port of `host` that is free now."""
-    import socket
+def free_port(options: AppOptions) -> int:
+    """Return the port of `options`, or a free one for 0, after listening on it for a moment.
 
-    with socket.socket() as probe:
-        probe.bind((host, 0))
-        return probe.getsockname()[1]
+    Raises:
+        UserError: the port is taken, or the host is no address of this machine.
+    """
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(options.host, options.port, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, kind, protocol) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(address)
+            return probe.getsockname()[1]
+    except OSError as error:
+        raise UserError(
+            f"cannot listen on {options.host}:{options.port}: {(error.strerror or str(error)).lower()}; "
+            "expected an address of this machine and a free --port"
+        ) from None
 
 
 def _middleware() -> Any:

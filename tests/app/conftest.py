@@ -16,7 +16,12 @@ OPTIONS = AppOptions(device="cpu", port=0)
 def models(tmp_path_factory) -> dict[str, Path]:
     """Folders of models by name."""
     root = tmp_path_factory.mktemp("app")
-    made = {"text": toys.text_model, "inpaint": toys.inpainting_model, "diffae": toys.semantic_model}
+    made = {
+        "text": toys.text_model,
+        "inpaint": toys.inpainting_model,
+        "diffae": toys.semantic_model,
+        "prior": toys.prior_model,
+    }
     classes = Path(__file__).parents[1] / "fixtures" / "v0_1" / "pixels"
     return {**{name: make(root / name) for name, make in made.items()}, "pixels": classes}
 

@@ -90,7 +90,7 @@ def fetched(address: str, path: Path) -> Path:
 
 
 def sentence(page) -> str:
-    text = page.locator(".toast-text").last
+    text = page.locator(".toast-body").last
     text.wait_for()
     return text.inner_text()
 
@@ -181,8 +181,8 @@ def test_the_brush_inpaints(page, picture, tmp_path):
     canvas = page.locator("#inpaint-editor canvas").first
     page.wait_for_timeout(1500)  # the editor draws the picture
     page.click("#inpaint-run")
-    playwright.expect(page.locator(".toast-text").last).to_contain_text("painted", timeout=PATIENCE)
-    page.locator("#inpaint-editor button[aria-label='Draw button'], #inpaint-editor button[title='Draw']").first.click()
+    playwright.expect(page.locator(".toast-body").last).to_contain_text("painted", timeout=PATIENCE)
+    page.locator("#inpaint-editor button[aria-label=Brush]").click()
     box = canvas.bounding_box()
     page.mouse.move(box["x"] + box["width"] * 0.5, box["y"] + box["height"] * 0.45)
     page.mouse.down()

@@ -108,8 +108,13 @@ def test_a_taken_port_is_named(models):
     with running_page([models["text"]], OPTIONS) as address:
         port = int(address.rstrip("/").rpartition(":")[2])
         again = running_page([models["text"]], AppOptions(port=port, device="cpu"))
-        with pytest.raises(UserError, match=rf"cannot listen on 127\.0\.0\.1:{port}.*expected a free --port"), again:
+        with pytest.raises(UserError, match=rf"cannot listen on 127\.0\.0\.1:{port}.*and a free --port"), again:
             pass
+    with (
+        pytest.raises(UserError, match=r"cannot listen on no\.such\.host:0"),
+        running_page([], AppOptions(host="no.such.host", port=0)),
+    ):
+        pass
 
 
 def test_a_host_that_others_reach_is_warned_of():
@@ -244,7 +249,7 @@ def test_a_result_knows_its_pictures_and_settings(tmp_path):
     each = result(
         Workspace(tmp_path), 12, prompt="a\nb", count=12, negative_prompt="", image="/tmp/x.png", class_name=None
     )
-    assert [caption for _, caption in each.pictures] == [f"p{k}, seed 4" for k in range(12)]
+    assert [caption for _, caption in each.pictures] == [f"seed 4, p{k}" for k in range(12)]
     assert each.settings() == "**Sample** with m · **prompt** a / b · **count** 12"
     with zipfile.ZipFile(each.archive()) as archive:
         assert len(archive.namelist()) == 13

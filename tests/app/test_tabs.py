@@ -14,8 +14,9 @@ from ldm_kit.app.page import TABS
 from ldm_kit.app.server import in_event_loop
 from ldm_kit.app.tabs.base import Tab
 from ldm_kit.app.tabs.edit import STRIP, EditTab
-from ldm_kit.app.tabs.inpaint import InpaintTab
+from ldm_kit.app.tabs.inpaint import CANVAS, InpaintTab, reduced, squared
 from ldm_kit.app.tabs.mix import InterpolateTab, MixTab
+from ldm_kit.app.tabs.prior import PriorTab
 from ldm_kit.app.tabs.reprompt import Img2ImgTab, RepromptTab
 from ldm_kit.app.tabs.sample import SampleTab
 from ldm_kit.config import UserError
@@ -24,7 +25,8 @@ from ldm_kit.editing.context import EditContext
 from ldm_kit.editing.interpolation import interpolate_pictures
 from ldm_kit.editing.options import ChangeOptions, InterpolationOptions, MixOptions
 from ldm_kit.editing.prompt_edits import img2img_picture, inpaint_picture, reprompt_picture
-from ldm_kit.editing.sample_options import Img2ImgOptions, InpaintOptions, RepromptOptions
+from ldm_kit.editing.sample_options import Img2ImgOptions, InpaintOptions, RepromptOptions, SamplePriorOptions
+from ldm_kit.editing.sample_prior import sample_prior
 from ldm_kit.inference.generate import generate_to_folder
 from ldm_kit.inference.requests import GenerationRequest, OutputOptions
 from ldm_kit.models.options import SamplingOptions
@@ -70,11 +72,12 @@ def context(model: Path, out: Path) -> EditContext:
 def test_a_model_shows_the_tabs_that_it_can_do(library):
     shown = {
         name: [kind.key for kind in TABS if kind().available(library.open(name))]
-        for name in ("text", "pixels", "inpaint", "diffae")
+        for name in ("text", "pixels", "inpaint", "diffae", "prior")
     }
     assert shown["text"] == shown["pixels"] == ["sample", "inpaint", "reprompt", "img2img"]
     assert shown["inpaint"] == ["inpaint"]
     assert shown["diffae"] == ["edit", "interpolate", "mix"], "it has no prior"
+    assert shown["prior"] == ["prior", "interpolate", "mix"], "it has learned no attributes"
     assert len({kind.key for kind in TABS}) == len(TABS)
 
 
@@ -136,6 +139,20 @@ def test_a_wrong_field_is_named(library, tmp_path, given, expected):
         run(SampleTab(), library.open("text"), tmp_path / "out", **({"prompt": "red", "count": 1} | given))
     assert expected in str(error.value)
     assert not (tmp_path / "out").exists()
+
+
+def test_a_prior_samples_as_the_command_does(library, models, tmp_path):
+    tab, model = PriorTab(), library.open("prior")
+    updates = tab.updates(model)
+    assert updates["class_name"]["choices"] == ["cat", "dog"]
+    assert not updates["prompt"]["visible"]
+    given = {"count": 2, "steps": 3, "decode_steps": 2}
+    run(tab, model, tmp_path / "page", class_name="dog", seed="4", guidance_scale=1.5, **given)
+    options = SamplePriorOptions(prompt="dog", seed=4, guidance_scale=1.5, **given)
+    sample_prior(context(models["prior"], tmp_path / "command"), options)
+    assert contents(tmp_path / "page") == contents(tmp_path / "command")
+    with pytest.raises(UserError, match="decode steps is 2000; expected 1 to 1000"):
+        run(tab, model, tmp_path / "out", **given | {"decode_steps": 2000})
 
 
 QUICK = {"steps": 2, "invert_steps": 3}
@@ -262,7 +279,9 @@ def test_the_brush_inpaints_with_a_text_model(library, models, picture, tmp_path
     box = (6, 6, 15, 12)
     given = {"prompt": "a red square", "count": 2, "seed": "5", "steps": 3, "resample": 2}
     run(InpaintTab(), library.open("text"), tmp_path / "page", editor=editor(tmp_path, picture, box), **given)
-    options = InpaintOptions(image=picture, mask=mask(tmp_path, 24, box), **given | {"seed": 5})
+    with Image.open(picture) as image:
+        image.reduce(12).save(tmp_path / "small.png")  # its pixels are squares of 12 x 12
+    options = InpaintOptions(image=tmp_path / "small.png", mask=mask(tmp_path, 24, box), **given | {"seed": 5})
     inpaint_picture(context(models["text"], tmp_path / "command"), options)
     assert contents(tmp_path / "page") == contents(tmp_path / "command")
 
@@ -281,6 +300,25 @@ def test_the_brush_inpaints_with_an_inpainting_model(library, models, other, tmp
         changed = (first != np.asarray(image)).any(-1)
     assert changed[4:12, 4:9].any()
     assert not np.delete(changed, range(4, 12), 0).any()
+
+
+@pytest.mark.parametrize("size", [(16, 16), (24, 16), (7, 9)])
+def test_an_enlarged_picture_is_reduced_exactly(tmp_path, size):
+    draw = np.random.default_rng(1).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
+    Image.fromarray(draw).save(tmp_path / "small.png")
+    shown = squared({"background": str(tmp_path / "small.png"), "layers": []})["background"]
+    assert shown.width == shown.height > CANVAS // 2
+    shown.save(tmp_path / "shown.png")
+    side, left, top = min(size), (size[0] - min(size)) // 2, (size[1] - min(size)) // 2
+    with Image.open(reduced(tmp_path / "shown.png", tmp_path / "out.png")) as image:
+        assert np.array_equal(np.asarray(image), draw[top : top + side, left : left + side])
+    assert reduced(tmp_path / "small.png", tmp_path / "same.png") == tmp_path / "small.png"
+
+
+def test_an_editor_without_a_picture_stays_as_it_is(tmp_path):
+    (tmp_path / "no.png").write_text("no picture")
+    for value in (None, {"background": None}, {"background": str(tmp_path / "no.png")}):
+        assert "background" not in squared(value)
 
 
 @pytest.mark.parametrize("box", [None, (0, 0, 24, 24)])

@@ -5,6 +5,7 @@ from pathlib import Path
 import torch
 
 from conditioning.inpainting import Inpainting
+from conditioning.labels import ClassConditioner, ClassConfig
 from conditioning.none import NoCondition
 from conditioning.text import TextConditioner, TextConfig
 from ldm_kit.diffusion.schedule import ScheduleConfig
@@ -46,6 +47,13 @@ def inpainting_model(folder: Path) -> Path:
         unet = perturbed(unet).eval()
     Pipeline(None, unet, NoCondition(), SCHEDULE, "v", picture=Inpainting()).save(folder)
     return folder
+
+
+def prior_model(folder: Path) -> Path:
+    """A DiffAE of 16 px pictures with a prior that samples codes of the classes cat and dog."""
+    torch.manual_seed(6)
+    config = ClassConfig(width=16, form="vector")
+    return semantic(folder, conditioner=ClassConditioner.build(config, classes=["cat", "dog"]).eval())
 
 
 def semantic_model(folder: Path) -> Path:

@@ -32,6 +32,7 @@ from ldm_kit.viz.png import save_png
 GIVEN = "given"  # sub-folder of a result for the pictures that it is made from
 MAX_SCALE = 20.0  # greatest guidance scale of the sliders
 _NAMES = {"steps": "decoding steps", "invert_steps": "inversion steps"}
+_USUAL_STEPS = 250  # greatest number of steps of a field, unless the model's own number is greater
 _SEEDS = 2**32  # a random seed is under it, short enough to be written down
 
 
@@ -69,6 +70,11 @@ def seed_of(values: Values, count: int) -> int:
 def steps_field(key: str, label: str = "Steps", name: str = "steps") -> Component:
     """Return a field with a number of steps."""
     return slider(key, name, label, (1, MAX_STEPS, 1), value=20)
+
+
+def most_steps(timesteps: int, own: int) -> int:
+    """Return the greatest number of a field of steps, for a schedule of `timesteps` and a model's own number."""
+    return min(MAX_STEPS, timesteps, max(_USUAL_STEPS, own))
 
 
 def picture_field(label: str, identity: str) -> Component:
@@ -151,7 +157,7 @@ def guidance_updates(pipeline: Pipeline, options: GuidedOptions) -> dict[str, di
     conditional, guided = pipeline.conditioner.null is not None, is_guided(pipeline)
     span = pipeline.saved.guidance_range
     scales = {"minimum": span.min_scale, "maximum": min(span.max_scale, MAX_SCALE)} if pipeline.takes_scale else {}
-    most = min(MAX_STEPS, pipeline.schedule_config.num_train_timesteps)
+    most = most_steps(pipeline.schedule_config.num_train_timesteps, resolved.steps)
     return {
         "steps": {"value": resolved.steps, "maximum": most},
         "guidance_scale": {"value": resolved.guidance_scale, "visible": guided, **scales},

@@ -11,7 +11,7 @@ from PIL import Image
 
 from conditioning.pictures import MASK
 from ldm_kit.app.models import LoadedContext, OpenModel
-from ldm_kit.app.options import MAX_PICTURES, AppOptions, check_limit
+from ldm_kit.app.options import MAX_PICTURES, MAX_PIXELS, AppOptions, check_limit
 from ldm_kit.app.tabs.base import Tab, Values
 from ldm_kit.app.tabs.fields import (
     GIVEN,
@@ -40,6 +40,7 @@ from ldm_kit.models.pipeline import Pipeline
 from ldm_kit.models.provenance import provenance
 from ldm_kit.viz.png import save_png
 
+CANVAS = 512  # pixels along each side of the brush's canvas
 _PAINTED = 32  # alpha, of 255, from which a pixel of the brush counts
 
 
@@ -55,23 +56,23 @@ class InpaintTab(Tab):
 
     def build(self) -> dict[str, Component]:
         """Lay out the fields."""
-        fields: dict[str, Component] = {
-            "editor": gr.ImageEditor(
-                label="Your picture; paint over what is to be made anew",
-                type="filepath",
-                sources=["upload", "clipboard"],
-                format="png",
-                layers=False,
-                transforms=(),
-                brush=gr.Brush(default_size=40, colors=["#6366f1"], color_mode="fixed"),
-                eraser=gr.Eraser(default_size=40),
-                height=360,
-                canvas_size=(512, 512),
-                fixed_canvas=True,
-                buttons=[],
-                elem_id="inpaint-editor",
-            )
-        }
+        editor = gr.ImageEditor(
+            label="Your picture; paint over what is to be made anew",
+            type="filepath",
+            sources=["upload", "clipboard"],
+            format="png",
+            layers=False,
+            transforms=(),
+            brush=gr.Brush(default_size=40, colors=["#6366f1"], color_mode="fixed"),
+            eraser=gr.Eraser(default_size=40),
+            height=400,
+            canvas_size=(CANVAS, CANVAS),
+            fixed_canvas=True,
+            buttons=[],
+            elem_id="inpaint-editor",
+        )
+        editor.upload(squared, editor, editor, queue=False, api_visibility="private", show_progress="hidden")
+        fields: dict[str, Component] = {"editor": editor}
         fields["prompt"] = gr.Textbox(label="Prompt", lines=2, elem_id="inpaint-prompt")
         fields["class_name"] = gr.Dropdown(label="Class", elem_id="inpaint-class-name")
         with gr.Row():
@@ -89,8 +90,9 @@ class InpaintTab(Tab):
     def run(self, model: OpenModel, values: Values, out: Path, options: AppOptions) -> str:
         """Inpaint what is painted over."""
         pipeline, count = pipeline_of(model), check_limit("count", int(values["count"]), MAX_PICTURES)
-        picture = needed((values["editor"] or {}).get("background"), "a picture to inpaint")
-        mask = painted(values["editor"], picture, out / GIVEN / "mask.png")
+        uploaded = needed((values["editor"] or {}).get("background"), "a picture to inpaint")
+        mask = painted(values["editor"], out / GIVEN / "mask.png")
+        picture = reduced(uploaded, out / GIVEN / "painted.png")
         seed, prompt = seed_of(values, count), prompt_of(pipeline, values["prompt"], values["class_name"])
         chosen = chosen_guidance(pipeline, values, _bare())
         if _is_trained(pipeline):
@@ -108,23 +110,53 @@ class InpaintTab(Tab):
         return ""
 
 
-def painted(editor: Mapping[str, Any], picture: Path, out: Path) -> Path:
+def squared(editor: Mapping[str, Any] | None) -> Any:
+    """Return what the brush's editor shows of an uploaded picture: its centre, enlarged to the canvas if it is small.
+
+    Each pixel becomes a square of pixels, so that `reduced` gives the picture back exactly.
+    """
+    path = (editor or {}).get("background")
+    try:
+        image = decode(Path(path), MAX_PIXELS).image if path else None
+    except UserError:
+        image = None
+    if image is None:
+        return gr.skip()  # the button's sentence says what is wrong
+    side, scale = min(image.size), max(1, CANVAS // min(image.size))
+    left, top = (image.width - side) // 2, (image.height - side) // 2
+    box, size = (left, top, left + side, top + side), (side * scale, side * scale)
+    return {"background": image.resize(size, Image.Resampling.NEAREST, box), "layers": [], "composite": None}
+
+
+def reduced(path: Path, out: Path) -> Path:
+    """Return the path of a picture without enlargement by whole factors, written to `out`; `path` if there is none."""
+    image = decode(path, MAX_PIXELS).image
+    pixels = np.asarray(image.convert("RGBA"))
+    for scale in range(min(image.size) // 2, 1, -1):
+        if image.width % scale or image.height % scale:
+            continue
+        small = pixels[::scale, ::scale]
+        if np.array_equal(small.repeat(scale, 0).repeat(scale, 1), pixels):
+            save_png(image.resize((small.shape[1], small.shape[0]), Image.Resampling.NEAREST), out)
+            return out
+    return path
+
+
+def painted(editor: Mapping[str, Any], out: Path) -> Path:
     """Write a mask, white where the brush has painted and black elsewhere, to `out`; return its path.
 
     Args:
-        editor: paths of the layers that the brush has painted, `layers`.
-        picture: the picture under them, which has the same size.
+        editor: paths of the layers that the brush has painted, `layers`, all of one size.
         out: a PNG.
 
     Raises:
         UserError: nothing is painted.
     """
-    size = decode(picture).image.size
-    mask = np.zeros((size[1], size[0]), dtype=bool)
-    for layer in editor.get("layers") or ():
-        with Image.open(layer) as image:
-            alpha = image.convert("RGBA").getchannel("A").resize(size, Image.Resampling.NEAREST)
-        mask |= np.asarray(alpha) >= _PAINTED
+    layers: list[Any] = []
+    for path in editor.get("layers") or ():
+        with Image.open(path) as image:
+            layers.append(np.asarray(image.convert("RGBA").getchannel("A")) >= _PAINTED)
+    mask = np.logical_or.reduce(layers) if layers else np.zeros((1, 1), dtype=bool)
     if not mask.any():
         raise UserError("nothing is painted; expected the brush over what is to be made anew")
     save_png(Image.fromarray(mask.astype(np.uint8) * 255), out)

@@ -13,6 +13,7 @@ from ldm_kit.app.tabs.fields import (
     MAX_SCALE,
     class_choices,
     count_field,
+    most_steps,
     seed_fields,
     seed_of,
     semantic_of,
@@ -57,14 +58,14 @@ class PriorTab(Tab):
         classes = tuple(conditioner.classes) if conditioner.modality == "classes" else None
         times, conditional = semantic.prior.schedule_config.num_train_timesteps, conditioner.null is not None
         steps, scale = semantic.saved.of_prior(None, None, times, conditional)
-        most = min(MAX_STEPS, semantic.decoder.most_steps)
+        most = semantic.decoder.most_steps
         decode = semantic.saved.sections.get("prior", {}).get("decode_steps")
         decode = semantic.saved.steps("decode_steps", most) if decode is None else min(int(decode), most)
         return {
             "prompt": {"visible": conditional and classes is None},
             "class_name": {"visible": classes is not None, **class_choices(classes)},
-            "steps": {"value": steps, "maximum": min(MAX_STEPS, times)},
-            "decode_steps": {"value": decode, "maximum": most},
+            "steps": {"value": steps, "maximum": most_steps(times, steps)},
+            "decode_steps": {"value": decode, "maximum": most_steps(most, decode)},
             "guidance_scale": {"value": scale, "visible": conditional},
         }
 

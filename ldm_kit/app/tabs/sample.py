@@ -19,6 +19,7 @@ from ldm_kit.app.tabs.fields import (
     count_field,
     fitted_picture,
     is_guided,
+    most_steps,
     needed,
     picture_field,
     pipeline_of,
@@ -103,11 +104,18 @@ class SampleTab(Tab):
             updates.setdefault(name, {})["value"] = value
         updates["prompt"] |= {"info": info}
         updates["guidance_scale"] |= scales
-        updates["steps"] |= {"maximum": min(MAX_STEPS, pipeline.schedule_config.num_train_timesteps)}
+        updates["steps"] |= {"maximum": most_steps(pipeline.schedule_config.num_train_timesteps, values["steps"])}
         updates["class_name"] |= class_choices(classes)
         if values["solver"] not in sampler_names():
             updates["solver"] |= {"choices": [*sampler_names(), values["solver"]]}
         return updates
+
+    def summary(self, values: Values) -> Values:
+        """Return the values without those that change nothing."""
+        interval = (values["interval_low"], values["interval_high"])
+        left_out = {"interval_low", "interval_high"} if interval == (0, 1) else set[str]()
+        left_out |= set() if values["image"] else {"noise_level"}
+        return {name: value for name, value in values.items() if name not in left_out}
 
     def run(self, model: OpenModel, values: Values, out: Path, options: AppOptions) -> str:
         """Sample the pictures with the functions of `sample.py`."""
