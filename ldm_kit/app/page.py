@@ -125,9 +125,11 @@ class Page:
             values = {name: data[component] for name, component in panel.fields.items()}
             return self._run(panel, data, values, (request.session_hash or "", progress))
 
-        panel.button.click(begin, None, controls, **_AT_ONCE).then(
+        ran = panel.button.click(begin, None, controls, **_AT_ONCE).then(
             run, inputs, outputs, show_progress="full", show_progress_on=panel.pictures, **_ALONE
-        ).then(lambda: (gr.Button(visible=True), gr.Button(visible=False)), None, controls, **_AT_ONCE)
+        )
+        for ended in (ran.then, ran.failure):
+            ended(lambda: (gr.Button(visible=True), gr.Button(visible=False)), None, controls, **_AT_ONCE)
         panel.stop.click(self._stop, None, None, **_AT_ONCE)
         if panel.tab.live:
             self._wire_live(panel, run, (inputs, outputs))

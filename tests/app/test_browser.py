@@ -18,6 +18,7 @@ CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shuti
 pytestmark = [
     pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on the PATH"),
     pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning"),  # diffusers on numpy 2
+    pytest.mark.filterwarnings("ignore:unclosed file .*ldm_kit-app-:ResourceWarning"),  # gradio's, of an upload
     pytest.mark.filterwarnings("ignore::DeprecationWarning:gradio"),
     pytest.mark.filterwarnings("ignore::DeprecationWarning:starlette"),
     pytest.mark.filterwarnings("ignore::DeprecationWarning:websockets"),
@@ -90,9 +91,9 @@ def fetched(address: str, path: Path) -> Path:
 
 
 def sentence(page) -> str:
-    text = page.locator(".toast-body").last
-    text.wait_for()
-    return text.inner_text()
+    toast = page.locator(".toast-body").last
+    toast.wait_for()
+    return toast.inner_text().splitlines()[-1]  # after the title and the button that closes it
 
 
 def test_sampling_history_and_restored_settings(page, tmp_path):

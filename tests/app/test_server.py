@@ -17,7 +17,7 @@ from PIL import Image
 from ldm_kit.app.errors import PageError, Stopped, page_errors, sentence
 from ldm_kit.app.jobs import Jobs
 from ldm_kit.app.models import LoadedContext, ModelLibrary
-from ldm_kit.app.options import MAX_RESULTS, AppOptions, whole_number
+from ldm_kit.app.options import MAX_RESULTS, AppOptions, check_limit, whole_number
 from ldm_kit.app.results import Result, Workspace
 from ldm_kit.app.server import running_page, warning_of
 from ldm_kit.config import UserError
@@ -225,6 +225,13 @@ def test_whole_numbers_keep_every_digit():
     for wrong in ("", "1e3", None, float("inf"), "0x1"):
         with pytest.raises(UserError, match="expected a whole number"):
             whole_number("n", wrong)
+
+
+def test_limits_include_their_ends():
+    assert (check_limit("n", 1, 64), check_limit("n", 64, 64), check_limit("n", 0, 4, 0)) == (1, 64, 0)
+    for value in (0, 65, -1):
+        with pytest.raises(UserError, match=f"n is {value}; expected 1 to 64"):
+            check_limit("n", value, 64)
 
 
 def result(workspace: Workspace, number: int = 2, /, **values: object) -> Result:
