@@ -156,7 +156,7 @@ def _check_kind(folder: Path) -> None:
 
 def _name_of(path: Path, taken: dict[str, Path]) -> str:
     """Return a short name of a model that is not in `taken`: the last parts of its path, without `model`."""
-    names = [part for part in path.parts if part not in ("/", ".", "model")] or [path.resolve().name]
+    names = [each for each in path.parts if each not in ("/", ".", "model")] or [path.resolve().name]
     for count in range(1, len(names) + 1):
         name = "/".join(names[-count:])
         if name not in taken:

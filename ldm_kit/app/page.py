@@ -11,7 +11,7 @@ from ldm_kit.app.errors import PageError, Stopped, page_errors
 from ldm_kit.app.jobs import Jobs
 from ldm_kit.app.models import ModelLibrary, OpenModel
 from ldm_kit.app.panel import Panel, build_panel, shown, thumbnails
-from ldm_kit.app.results import Result, Workspace
+from ldm_kit.app.results import Result, Workspace, remove
 from ldm_kit.app.tabs.base import Tab
 from ldm_kit.app.tabs.edit import EditTab
 from ldm_kit.app.tabs.inpaint import InpaintTab
@@ -34,6 +34,7 @@ TABS: tuple[type[Tab], ...] = (
 
 _ALONE: dict[str, Any] = {"concurrency_id": "model", "concurrency_limit": 1, "api_visibility": "private"}
 """Of events that use a model: one at a time, of all browsers."""
+_SWEEP, _KEPT_FOR = 3600, 12 * 3600  # seconds: how often old uploads are removed, and how old they are then
 _AT_ONCE: dict[str, Any] = {"queue": False, "api_visibility": "private", "show_progress": "hidden"}
 
 
@@ -50,13 +51,15 @@ class Page:
 
     def build(self) -> gr.Blocks:
         """Return the page as Gradio serves it."""
-        with gr.Blocks(title="ldm_kit", analytics_enabled=False, fill_width=True) as blocks:
+        with gr.Blocks(
+            title="ldm_kit", analytics_enabled=False, fill_width=True, delete_cache=(_SWEEP, _KEPT_FOR)
+        ) as blocks:
             self._build(blocks)
         return blocks
 
     def _build(self, blocks: gr.Blocks) -> None:
         names = self.library.names
-        self._results = gr.State([])
+        self._results = gr.State([], delete_callback=remove)
         self._picked = gr.State(None)
         with gr.Row(elem_id="head"):
             gr.Markdown("# ldm_kit\nSample and edit with your own latent diffusion models", elem_id="title")

@@ -35,7 +35,7 @@ def build_panel(tab: Tab) -> Panel:
                 stop = gr.Button("Stop", variant="stop", visible=False, elem_id=f"{tab.key}-stop")
         with gr.Column(scale=7, min_width=420):
             pictures = gr.Gallery(
-                label="Pictures",
+                show_label=False,
                 elem_id=f"{tab.key}-pictures",
                 elem_classes="pictures",
                 columns=4,
@@ -64,8 +64,9 @@ def shown(result: Result) -> list[Any]:
     ]
 
 
-def thumbnails(results: Sequence[Result]) -> list[tuple[str, str]]:
-    return [(result.thumbnail, result.title) for result in results]
+def thumbnails(results: Sequence[Result]) -> gr.Gallery:
+    """Return the history's pictures, none of them chosen."""
+    return gr.Gallery([(result.thumbnail, result.title) for result in results], selected_index=None)
 
 
 def columns_for(count: int) -> int:

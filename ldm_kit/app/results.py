@@ -76,9 +76,14 @@ class Workspace:
     def add(self, history: Sequence[Result], result: Result) -> list[Result]:
         """Return a history with a new result in front; what is over `MAX_RESULTS` is removed from the disk."""
         results = [result, *history]
-        for old in results[MAX_RESULTS:]:
-            shutil.rmtree(old.folder, ignore_errors=True)
+        remove(results[MAX_RESULTS:])
         return results[:MAX_RESULTS]
+
+
+def remove(results: Sequence[Result]) -> None:
+    """Remove results from the disk, such as those of a browser that has left."""
+    for result in results:
+        shutil.rmtree(result.folder, ignore_errors=True)
 
 
 def _caption(path: Path) -> str:

@@ -11,7 +11,7 @@ from ldm_kit.cli.errors import cli_errors, warn
 from ldm_kit.packages import import_extra
 
 
-def serve(
+def run_page(
     models: Annotated[list[Path], typer.Argument(help="saved models, runs or checkpoints; the page lists them")],
     options: AppOptions,
 ) -> None:

@@ -135,7 +135,7 @@ def test_a_wrong_value_is_a_sentence_and_the_pictures_stay(page):
     assert sentence(page) == "The seed is 'abc'; expected a whole number."
     page.wait_for_selector("#sample-run", state="visible")
     assert page.locator("#sample-pictures .thumbnail-item img").first.is_visible()
-    page.click("#sample-random")
+    page.locator("#sample-seed").get_by_role("button", name="Random").click()
     playwright.expect(page.locator("#sample-seed textarea, #sample-seed input")).not_to_have_value("abc")
     assert value(page, "sample-seed").isdecimal()
 

@@ -184,7 +184,7 @@ def test_a_strip_has_one_picture_for_each_strength(library, models, picture, tmp
 def test_sliders_keep_their_attribute_when_another_is_removed(library):
     model, tab = library.open("diffae"), EditTab()
     one = tab.slots(values_of(tab, model, attributes=["glasses", "hat", "beard"]), model)
-    assert [one[f"strength_{i}"]["value"] for i in (1, 2, 3)] == pytest.approx([0.3, -0.2, 0.05]), "the typical ones"
+    assert [one[f"strength_{i}"]["value"] for i in (1, 2, 3)] == [0.3, -0.2, 0.05], "the typical ones"
     assert [one[f"strength_{i}"]["visible"] for i in (1, 2, 3, 4)] == [True, True, True, False]
     moved = {"assigned": ["glasses", "hat", "beard"], "strength_1": 0.3, "strength_2": 0.7, "strength_3": 0.05}
     two = tab.slots(values_of(tab, model, attributes=["hat", "beard"], **moved), model)

@@ -121,4 +121,4 @@ def _typical(model: OpenModel, name: str) -> float:
     if model.attributes is None:
         return 0.0
     steps = round(model.attributes[name].typical / _STEP)
-    return max(-MAX_STRENGTH, min(MAX_STRENGTH, (steps or 1) * _STEP))
+    return max(-MAX_STRENGTH, min(MAX_STRENGTH, round((steps or 1) * _STEP, 2)))
