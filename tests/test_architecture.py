@@ -26,13 +26,14 @@ MEDIAN_FUNCTION = 6
 MOST_POSITIONAL = 5
 LAYERS = (
     {"cli", "demo"},
+    {"app"},
     {"inference", "convert", "planning"},
     {"editing"},
     {"methods"},
     {"models"},
     {"nets", "solvers", "data", "training", "metrics", "viz"},
     {"diffusion"},
-    {"config", "locks", "memory", "packages", "paths"},
+    {"config", "locks", "memory", "packages", "paths", "progress"},
 )
 """The rooms of ldm_kit, from the top; `_api` (functions of the public API alone) stands above them."""
 

@@ -7,6 +7,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from ldm_kit.cli import built_in, plans, programs, sharing
+from ldm_kit.cli.app import run_page
 from ldm_kit.cli.errors import cli_errors, run_app
 from ldm_kit.cli.flags import flatten, run_cli
 from ldm_kit.config import UserError
@@ -35,6 +36,7 @@ app.command()(plans.train)
 app.command("train-ae")(programs.train_ae)
 app.command("train-ldm")(programs.train_ldm)
 app.command()(flatten(programs.sample))
+app.command("app")(flatten(run_page))
 app.command()(sharing.card)
 app.command()(sharing.push)
 

@@ -11,8 +11,9 @@ from ldm_kit.diffusion.pdae import shift_codes, slerp
 from ldm_kit.editing.options import STRENGTHS, ModelDefaults, StepOptions
 from ldm_kit.models.decoders import TrajectoryTarget
 from ldm_kit.models.directions import Direction
-from ldm_kit.models.protocol import Code, Semantic, statistics, step_bar
+from ldm_kit.models.protocol import Code, Semantic, statistics
 from ldm_kit.models.semantic import SemanticModel
+from ldm_kit.progress import step_bar
 
 S = TypeVar("S", bound=ModelDefaults)
 

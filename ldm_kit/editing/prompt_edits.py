@@ -32,6 +32,7 @@ from ldm_kit.models.options import ResolvedOptions
 from ldm_kit.models.pipeline import Pipeline
 from ldm_kit.models.sampler_options import SamplerOptions
 from ldm_kit.models.sizes import SizeOptions
+from ldm_kit.progress import report_steps
 from ldm_kit.solvers.samplers import sample
 
 _NOT_RECORDED = {"image", "count", "seed", "batch_size"}  # paths, numbers in the file names, and how it is computed
@@ -233,7 +234,8 @@ def _last(pipeline: Pipeline, states: Iterator[State], steps: int, description: 
     Raises:
         NonFiniteError: NaN or infinity was computed.
     """
-    *_, last = tqdm(pipeline.finite.states(states, description), description, total=steps, unit="step")
+    checked = report_steps(pipeline.finite.states(states, description), description, steps)
+    *_, last = tqdm(checked, description, total=steps, unit="step")
     return last.x
 
 

@@ -79,13 +79,27 @@ def generate_to_folder(
             none of this batch.
     """
     guides, output = guides or GuideModels(), output or OutputOptions()
-    texts = request.texts()
+    request = request.model_copy(update={"prompts": tuple(request.texts()), "prompts_file": None})
     check_writable(output.out)
     device = device_named(output.device)
     precision = autocast_dtype(output.precision, device)
     loras = lora_files(lora)
     pipeline = load_guided(model, guides, device, precision, loras)
-    resolved = options.resolve(pipeline)
+    return generate_with(pipeline, request, options, output, provenance(model, precision, loras, **dict(guides)))
+
+
+def generate_with(
+    pipeline: Pipeline,
+    request: GenerationRequest,
+    options: SamplingOptions,
+    output: OutputOptions,
+    origin: Mapping[str, str],
+) -> GenerationResult:
+    """Generate the requested pictures by a loaded model with its guides, as `generate_to_folder` does.
+
+    `origin` is metadata of all PNGs, the `provenance` of the model; of `output`, device and precision are not used.
+    """
+    resolved, texts = options.resolve(pipeline), request.texts()
     given = read_given(request, pipeline, resolved.size(pipeline))
     texts = check_prompts(pipeline, texts, resolved)
     jobs = [Job(text, request.seed + k) for text in texts for k in range(request.count)]
@@ -93,7 +107,7 @@ def generate_to_folder(
     metadata = {
         "settings": json.dumps(resolved.settings()),
         **origins(request),
-        **provenance(model, precision, loras, **dict(guides)),
+        **origin,
     }
     text = metadata if output.metadata else None
     pictures = _generate(pipeline, jobs, resolved, request.batch_size, given)

@@ -41,6 +41,7 @@ from ldm_kit.models.size_condition import check_same_sizes, with_size_condition
 from ldm_kit.models.sizes import latent_shape_at
 from ldm_kit.nets.apply import apply_unet
 from ldm_kit.nets.casting import cast_weights, is_cast
+from ldm_kit.progress import report_steps
 from ldm_kit.solvers.samplers import sample
 
 
@@ -207,6 +208,9 @@ class Pipeline(PipelineParts):
             batch = slice(indices.start, indices.stop)
             own = {name: value[batch] for name, value in given.items()}
             states = self.states(prompts[batch], seeds[batch], resolved, pictures=own)
+            finished = -(-indices.start // size.size)  # batches
+            total = finished + -(-(len(prompts) - indices.start) // size.size)
+            states = report_steps(states, "sampling", total * resolved.steps, finished * resolved.steps)
             return deque(states, maxlen=1)[0].x, own  # holds one state at a time
 
         for x, own in size.batches(len(prompts), latents):  # decoded by themselves, as that may take the most memory

@@ -1,8 +1,7 @@
 """`Semantic`, the protocol of a model with a semantic encoder, through which all editing works, and its helpers."""
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
 import torch
@@ -14,8 +13,7 @@ from ldm_kit.data.peers import divided
 from ldm_kit.memory import Batch, BatchSize
 from ldm_kit.models.codes import CodeStatistics
 from ldm_kit.models.decoders import TrajectoryTarget
-
-Progress = Callable[[int, int], object]  # called with the finished and the total number of steps
+from ldm_kit.progress import Progress
 
 
 class Semantic(Protocol):
@@ -145,19 +143,3 @@ def encode_pictures(model: Semantic, pictures: PictureSet, batch: Batch = 64) ->
         return torch.cat(z)
 
     return divided(len(pictures), own)
-
-
-@contextmanager
-def step_bar(description: str) -> Iterator[Progress]:
-    """Show a progress bar over steps, labelled `description`, within the context.
-
-    Yields:
-        The function to call with the finished and the total number of steps; it updates the bar.
-    """
-    with tqdm(desc=description, unit="step") as progress_bar:
-
-        def update(finished: int, total: int) -> None:
-            progress_bar.total = total
-            progress_bar.update(finished - progress_bar.n)
-
-        yield update

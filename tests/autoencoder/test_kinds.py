@@ -140,6 +140,6 @@ def test_stage_1_refuses_to_start_from_one(tmp_path):
     net = {"kind": "kl", "resolution": 16, "widths": [8, 8], "norm_num_groups": 4}
     given = {"run": str(tmp_path / "run"), "method": "autoencoder", "autoencoder": net, "init": str(tmp_path / "vae")}
     with pytest.raises(
-        UserError, match="has the class AutoencoderTiny, but autoencoder.kind kl is of class AutoencoderKL"
+        UserError, match=r"has the class AutoencoderTiny, but autoencoder\.kind kl is of class AutoencoderKL"
     ):
         train({**given, "perceptual": {"spec": "none"}, "train": {"steps": 1, "batch_size": 4}}, data=toy_split())

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from pydantic.fields import FieldInfo
 
+from ldm_kit.app import options as app
 from ldm_kit.cli import flags
 from ldm_kit.config import Config
 from ldm_kit.convert import options as conversions
@@ -37,7 +38,7 @@ def option_models() -> Iterator[type[Config]]:
     for command in COMMANDS:
         yield from (kind for kind in command.__annotations__.values() if isinstance(kind, type))
     yield SamplingOptions
-    for module in (requests, conversions):
+    for module in (app, requests, conversions):
         yield from (
             kind
             for kind in vars(module).values()

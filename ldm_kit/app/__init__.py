@@ -1,0 +1,1 @@
+"""The web page of `ldm-kit app`: sample, edit and inpaint with saved models in a browser."""
