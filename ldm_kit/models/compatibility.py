@@ -129,8 +129,8 @@ def class_names(conditioner: Conditioner, prompts: Sequence[str | int]) -> list[
 
 def check_one_condition(picture: PictureCondition | None, conditioner: Conditioner, folder: Path) -> None:
     """Check that the model in a folder has at most one condition, and no picture; raises UserError if not."""
-    if picture is not None or conditioner.drops > 1:
-        what = "a picture" if picture is not None else "several conditions"
+    if picture is not None or conditioner.reads_pictures or conditioner.drops > 1:
+        what = "several conditions" if conditioner.drops > 1 and picture is None else "a picture"
         raise UserError(f"the model in {folder} is conditioned on {what}; expected captions, classes or nothing")
 
 
@@ -166,3 +166,6 @@ def check_same_condition(of_guide: Conditioner, of_model: Conditioner) -> None:
         raise UserError(
             f"the guide model samples from {of_guide.modality}, but the model samples from {of_model.modality}"
         )
+    readers = of_guide.image_conditioner, of_model.image_conditioner
+    if None not in readers and len({reader.frozen_encoder for reader in readers}) > 1:
+        raise UserError("the guide model has another image encoder than the model; expected the same")

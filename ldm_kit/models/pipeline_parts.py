@@ -5,10 +5,12 @@ from typing import TYPE_CHECKING, Any, Self
 
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel, UNet2DModel, VQModel
+from torch import Tensor
 
 from autoencoder.base import reduction
 from conditioning.base import Conditioner
 from conditioning.pictures import PictureCondition
+from ldm_kit.config import UserError
 from ldm_kit.diffusion.finite import FiniteCheck
 from ldm_kit.diffusion.posterior import VarianceType
 from ldm_kit.diffusion.prediction import PredictionType
@@ -49,6 +51,11 @@ class PipelineParts:
         return next(self.unet.parameters()).device
 
     @property
+    def takes_pictures(self) -> bool:
+        """Whether the model is conditioned on pictures: an image that is embedded, or a picture condition."""
+        return self.picture is not None or self.conditioner.reads_pictures
+
+    @property
     def takes_scale(self) -> bool:
         """Whether the U-Net takes the guidance scale as input."""
         return takes_guidance_scale(self.unet)
@@ -74,6 +81,21 @@ class PipelineParts:
         """What a guide model must have in common with this one: noise schedule, latent shape and autoencoder."""
         vae = None if self.vae is None else first_stage_of(self.vae)
         return LatentSpace(self.schedule_config, self.latent_shape, vae)
+
+    def embed(self, pictures: Tensor) -> Tensor:
+        """Return the embeddings, float32 [N, D] or [N, L, D] on the CPU, by which pictures condition this model.
+
+        Args:
+            pictures: uint8 [N, C, r, r] of any side; each vector of the result has a root mean square of 1.
+
+        Raises:
+            UserError: the model is conditioned on no image, or the pictures are of another type or shape.
+        """
+        if (reader := self.conditioner.image_conditioner) is None:
+            raise UserError("this model is conditioned on no image, so that it embeds none")
+        if pictures.dtype != torch.uint8 or pictures.ndim != 4 or pictures.shape[1] not in (1, 3, 4):
+            raise UserError(f"got pictures {pictures.dtype} {[*pictures.shape]}; expected uint8 [N, 1 | 3 | 4, r, r]")
+        return reader.embed(pictures)
 
     def to(self, device: torch.device | str) -> Self:
         """Move all networks, those of the guides too, to a device, in place; return this object."""
