@@ -149,10 +149,8 @@ def _build(library: str, architecture: str, side: int, quick_gelu: bool) -> Any:
 
 def with_side(model: Any, side: int) -> Any:
     """Return a network of timm for pictures of a side; those with embedded positions resample them, in place."""
-    if (
-        side != model.pretrained_cfg["input_size"][-1]
-        and (resize := getattr(model, "set_input_size", None)) is not None
-    ):
+    resize = getattr(model, "set_input_size", None)
+    if resize is not None and side != model.pretrained_cfg["input_size"][-1]:
         resize(img_size=side)
     return model
 

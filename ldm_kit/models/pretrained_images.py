@@ -136,19 +136,7 @@ def open_image_encoder(name: str, side: int | None = None) -> ImageEncoder:
     """
     library, colon, rest = name.partition(":")
     if library == "timm" and rest:
-        architecture, weights = split_weights(rest)
-        network, config = open_timm(architecture, weights, MODEL)
-        try:
-            return _frozen(
-                "timm",
-                architecture,
-                with_side(network, side or config["side"]),
-                {**config, "side": side or config["side"]},
-            )
-        except (AssertionError, ValueError, RuntimeError) as error:  # by the network: windows, divisors
-            raise UserError(
-                f"condition.side is {side}, which timm's {architecture} cannot take: {error!s:.200}"
-            ) from None
+        return _open_timm(*split_weights(rest), side)
     if library == "open_clip" and rest:
         if side is not None:
             raise UserError(f"condition.side is for networks of timm, but {MODEL} is {name}; leave it out")
@@ -161,6 +149,16 @@ def open_image_encoder(name: str, side: int | None = None) -> ImageEncoder:
         return open_saved(name, side)
     except ConditioningError as error:
         raise UserError(f"{MODEL} is {name!r:.80}: {error}; expected {WAYS}") from None
+
+
+def _open_timm(architecture: str, weights: str | None, side: int | None) -> ImageEncoder:
+    network, config = open_timm(architecture, weights, MODEL)
+    config["side"] = side or config["side"]
+    try:
+        return _frozen("timm", architecture, with_side(network, config["side"]), config)
+    except (AssertionError, ValueError, RuntimeError) as error:  # by the network: windows, divisors
+        reason = " ".join(str(error).split())
+        raise UserError(f"condition.side is {side}, which timm's {architecture} cannot take: {reason:.200}") from None
 
 
 def _frozen(library: str, architecture: str, network: nn.Module, config: dict[str, Any]) -> ImageEncoder:
