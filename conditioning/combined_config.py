@@ -43,6 +43,8 @@ class CombinedConfig(ConditionerConfig, frozen=True, extra="forbid"):
         if len([each for each in conditions if each.picture is not None]) > 1:
             raise ValueError("a model takes one picture as condition; expected at most one of its kinds")
         given = [each.picture is not None for each in conditions], [each.reads_pictures for each in conditions]
+        if sum(given[1]) > 1:
+            raise ValueError("a model embeds one image; expected kind image at most once")
         if all(map(any, given)):
             raise ValueError("kind image and a picture to be concatenated would both be --image; expected one of them")
         if idle := [each for each in conditions if each.picture is None and type(each).unconditional]:

@@ -2,8 +2,10 @@
 
 import hashlib
 import json
+import logging
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -140,11 +142,22 @@ def _build(library: str, architecture: str, side: int, quick_gelu: bool) -> Any:
         import open_clip
 
         if open_clip.get_model_config(architecture) is not None:
-            model: Any = open_clip.create_model(architecture, pretrained_text=False, force_quick_gelu=quick_gelu)
+            with _quiet():  # which warns that weights are random; those of the caller replace them
+                model: Any = open_clip.create_model(architecture, pretrained_text=False, force_quick_gelu=quick_gelu)
             return model.visual
     raise ConditioningError(
         f"{library!r:.40} has no image encoder {architecture!r:.80}; expected one of timm or open_clip"
     )
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.disable(before)
 
 
 def with_side(model: Any, side: int) -> Any:

@@ -171,7 +171,7 @@ def _check_prompts(pipeline: Pipeline, texts: list[str], options: ResolvedOption
         ConditioningError: the model or its guide model cannot encode a prompt.
     """
     texts = _unconditional_prompts(pipeline, texts, options) if pipeline.conditioner.null is None else texts
-    texts = texts or [""] if pipeline.conditioner.reads_pictures else texts
+    texts = texts or [""] if pipeline.conditioner.image_conditioner is pipeline.conditioner else texts
     if not texts:
         raise UserError("this model samples from prompts or class names; give at least one, or --prompts_file")
     guided = pipeline.conditioner.null is not None and options.guides
