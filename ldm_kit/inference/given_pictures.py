@@ -35,6 +35,8 @@ def read_given(request: GenerationRequest, pipeline: Pipeline) -> dict[str, Tens
     paths = {name: path for name, path in ((IMAGE, request.image), (MASK, request.mask)) if path is not None}
     if pipeline.conditioner.reads_pictures and paths.keys() == {IMAGE}:
         return {IMAGE: load_image(paths[IMAGE], pipeline.resolution, pipeline.channels)[None]}
+    if pipeline.prior is not None and not paths:
+        return {}
     if pipeline.picture is None or paths.keys() != {*pipeline.picture.given}:
         check_pictures(pipeline, {name: torch.zeros(1, 1, 1, 1) for name in paths}, 1)  # which says what is wrong
         return {}

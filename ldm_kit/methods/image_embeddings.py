@@ -8,16 +8,20 @@ from tqdm import tqdm
 
 from conditioning.base import Conditioner, Inputs
 from ldm_kit.config import cache_dir
+from ldm_kit.data import peers
 from ldm_kit.data.images import PictureSet
 from ldm_kit.data.peers import divided
+from ldm_kit.data.readable import replacements, sources
 from ldm_kit.data.tensor_cache import cached_by_all, key_of
 from ldm_kit.memory import MOST_SAMPLES, BatchSize
 
 CODE_VERSION = 1  # raise it whenever embeddings change: cached ones are then not read
 
 
-def embeddings_of(conditioner: Conditioner, pictures: PictureSet) -> Tensor:
+def embeddings_of(conditioner: Conditioner, pictures: PictureSet) -> tuple[Tensor, Tensor]:
     """Return the embeddings of M pictures, float32 [M, D] or float16 [M, L, D], from the cache if it has them.
+
+    Also return the index [M] of the picture that each was computed from.
 
     They are cached by the pictures' contents and the encoder's settings and weights. Several processes compute a share
     each. A picture that cannot be read has the embedding of the picture that replaces it.
@@ -38,11 +42,15 @@ def embeddings_of(conditioner: Conditioner, pictures: PictureSet) -> Tensor:
         return torch.cat(parts) if parts else reader.prepare([])["embedding"]
 
     def compute() -> dict[str, Tensor]:
-        return {"embedding": divided(len(pictures), own)}
+        embedding = divided(len(pictures), own)
+        shares = peers.agreed(peers.everyone(), lambda: dict(replacements(pictures)))
+        replaced = {broken: index for share in shares for broken, index in share.items()}
+        return {"embedding": embedding, "shown": sources(torch.arange(len(embedding)), replaced)}
 
-    return cached_by_all(cache_dir() / "embeddings", key, compute)["embedding"]
+    tensors = cached_by_all(cache_dir() / "embeddings", key, compute)
+    return tensors["embedding"], tensors["shown"]
 
 
 def picture_embeddings(conditioner: Conditioner, pictures: PictureSet) -> Inputs:
     """Return the inputs, [M, ...] each, that a conditioner makes of the embeddings of M pictures."""
-    return conditioner.embedded(embeddings_of(conditioner, pictures))
+    return conditioner.embedded(embeddings_of(conditioner, pictures)[0])

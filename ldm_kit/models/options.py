@@ -48,6 +48,12 @@ class SamplingOptions(SamplerOptions):
         le=999,
         description=f"noise added to the picture that is upscaled, as in training; left out: {DEFAULT_LEVEL}",
     )
+    prior_steps: int | None = Field(
+        default=None, ge=1, description="DDIM steps of a prior over image embeddings; left out: the model's own"
+    )
+    prior_guidance_scale: float | None = Field(
+        default=None, ge=0, description="scale of guidance of that prior; left out: the model's own; 1: no guidance"
+    )
     autoguidance_scale: float | None = Field(
         default=None, ge=0, description="scale of guidance away from the guide model; left out: 2; 1: no guidance"
     )

@@ -27,9 +27,10 @@ from ldm_kit.models.classifier import NoisyClassifier
 from ldm_kit.models.compatibility import LatentSpace
 from ldm_kit.models.components import Components
 from ldm_kit.models.consistency_folder import open_components
-from ldm_kit.models.decoding import autocast_network, decode_pictures
+from ldm_kit.models.decoding import autocast_network
 from ldm_kit.models.folder import ModelFolder, Noise
 from ldm_kit.models.guided import classifier_gradient, clipped, guided_denoiser, step_variance, with_scale
+from ldm_kit.models.image_prior import ImagePrior, with_prior
 from ldm_kit.models.lora import merge_lora
 from ldm_kit.models.lora_paths import LoraPath
 from ldm_kit.models.options import ResolvedOptions, SamplingOptions
@@ -162,6 +163,8 @@ class Pipeline(PipelineParts):
         Raises:
             NonFiniteError: a network, the guidance or a step gives NaN or infinity.
         """
+        if not pictures:
+            prompts, pictures = with_prior(self, prompts, seeds, options, pictures)
         given = with_level(self.picture, check_pictures(self, pictures, len(prompts)), options.noise_level)
         inputs, gradient = picture_inputs(self, given, seeds), classifier_gradient(self, prompts, options)
         denoiser = self.guided_denoiser(prompts, options, inputs)
@@ -172,10 +175,6 @@ class Pipeline(PipelineParts):
         cond, times = self.condition(prompts, inputs), list(options.timesteps)
         steps = {"eta": options.eta, "gradient": gradient, "variance": step_variance(self.variance)}
         yield from self.finite.states(sample(options.solver, denoiser, start, times, cond, seeds=seeds, **steps))
-
-    def pictures(self, latents: Tensor) -> Tensor:
-        """Decode latents [B, Z, h, w] to uint8 [B, C, H, W] on the CPU; NonFiniteError: a value is NaN or infinite."""
-        return decode_pictures(self.vae, latents, self.precision)
 
     def generate(
         self,
@@ -205,6 +204,7 @@ class Pipeline(PipelineParts):
         """
         check_lists(prompts=prompts, seeds=seeds)
         resolved, size = (options or SamplingOptions()).resolve(self), BatchSize.of(batch_size)
+        prompts, pictures = with_prior(self, prompts, seeds, resolved, pictures)
         given = check_pictures(self, pictures, len(prompts))
 
         def latents(indices: range) -> tuple[Tensor, Pictures]:
@@ -226,6 +226,8 @@ class Pipeline(PipelineParts):
         noise = Noise(self.schedule_config, self.target, self.variance)
         save_components(folder, Components(self.vae, self.unet, self.conditioner, noise, self.picture))
         self.saved.write(folder)
+        if self.prior is not None:
+            self.prior.save(folder)
 
     @classmethod
     def load(
@@ -254,4 +256,5 @@ class Pipeline(PipelineParts):
         merge_lora(unet, conditioner, lora)
         if precision is not None:
             cast_weights(unet, precision)
-        return cls(vae, unet, conditioner, *noise[:2], precision, noise.variance, saved=saved, picture=picture)
+        parts: Any = {"saved": saved, "picture": picture, "prior": ImagePrior.load(opened, conditioner, device)}
+        return cls(vae, unet, conditioner, *noise[:2], precision, noise.variance, **parts)

@@ -17,6 +17,8 @@ from ldm_kit.diffusion.prediction import PredictionType
 from ldm_kit.diffusion.schedule import Schedule, ScheduleConfig, build
 from ldm_kit.models.classifier import NoisyClassifier, first_stage_of
 from ldm_kit.models.compatibility import LatentSpace
+from ldm_kit.models.decoding import decode_pictures
+from ldm_kit.models.image_prior import ImagePrior
 from ldm_kit.models.saved_sampling import SavedSampling
 from ldm_kit.nets.guidance_embedding import takes_guidance_scale
 
@@ -39,6 +41,7 @@ class PipelineParts:
     autoguidance_model: "Pipeline | None" = None  # weaker model for autoguidance; set by `with_guides`
     saved: SavedSampling = field(default_factory=SavedSampling)  # this model's own defaults of the sampling options
     picture: PictureCondition | None = None  # what pictures condition the model; None: none do
+    prior: ImagePrior | None = None  # samples the embeddings of images from prompts; None: there is none
     schedule: Schedule = field(init=False)
     finite: FiniteCheck = field(init=False, default_factory=FiniteCheck)  # finds NaN and infinity while sampling
 
@@ -97,9 +100,13 @@ class PipelineParts:
             raise UserError(f"got pictures {pictures.dtype} {[*pictures.shape]}; expected uint8 [N, 1 | 3 | 4, r, r]")
         return reader.embed(pictures)
 
+    def pictures(self, latents: Tensor) -> Tensor:
+        """Decode latents [B, Z, h, w] to uint8 [B, C, H, W] on the CPU; NonFiniteError: a value is NaN or infinite."""
+        return decode_pictures(self.vae, latents, self.precision)
+
     def to(self, device: torch.device | str) -> Self:
         """Move all networks, those of the guides too, to a device, in place; return this object."""
-        for module in (self.vae, self.unet, self.conditioner, self.classifier, self.autoguidance_model):
+        for module in (self.vae, self.unet, self.conditioner, self.classifier, self.autoguidance_model, self.prior):
             if module is not None:
                 module.to(device)  # pyright: ignore[reportArgumentType]  (diffusers decorates it)
         self.schedule = self.schedule.to(device)

@@ -140,15 +140,20 @@ def open_image_encoder(name: str, side: int | None = None) -> ImageEncoder:
     if library == "open_clip" and rest:
         if side is not None:
             raise UserError(f"condition.side is for networks of timm, but {MODEL} is {name}; leave it out")
-        clip = open_clip_model(rest, MODEL)
-        config = {**clip.config, "quick_gelu": clip.quick_gelu}
-        return _frozen("open_clip", rest.partition("/")[0], clip.model.visual, config)
+        return image_tower(rest, open_clip_model(rest, MODEL))
     if colon:
         raise UserError(f"{MODEL} is {name!r:.80}; expected {WAYS}")
     try:
         return open_saved(name, side)
     except ConditioningError as error:
         raise UserError(f"{MODEL} is {name!r:.80}: {error}; expected {WAYS}") from None
+
+
+def image_tower(name: str, clip: Clip) -> ImageEncoder:
+    """Return the image tower of the model of open_clip that "ARCHITECTURE/WEIGHTS" names, as a frozen encoder."""
+    return _frozen(
+        "open_clip", name.partition("/")[0], clip.model.visual, {**clip.config, "quick_gelu": clip.quick_gelu}
+    )
 
 
 def _open_timm(architecture: str, weights: str | None, side: int | None) -> ImageEncoder:
