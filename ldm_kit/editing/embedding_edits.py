@@ -4,6 +4,8 @@ Ramesh et al. 2022, "Hierarchical Text-Conditional Image Generation with CLIP La
 decodes with the noise that DDIM inversion gives of the picture; here the noise is drawn from a seed, one for all.
 """
 
+from pathlib import Path
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -81,11 +83,11 @@ def turn_towards(embedding: Tensor, difference: Tensor, theta: Tensor) -> Tensor
 
 def _text_embeddings(pipeline: Pipeline, options: TextDiffOptions) -> Tensor:
     """Return the embeddings [2, D] of the source and of the target."""
-    if options.clip is not None:
-        return _by_clip(pipeline, options.clip, [options.source, options.target])
+    if options.clip_model is not None:
+        return _by_clip(pipeline, options.clip_model, [options.source, options.target])
     if pipeline.prior is None:
         raise UserError(
-            "a difference of texts needs their embeddings; expected --clip open_clip:ARCHITECTURE/WEIGHTS, the model's "
+            "a difference of texts needs their embeddings; expected --clip_model open_clip:ARCHITECTURE/WEIGHTS, the model's "
             "own CLIP, or a model with a prior (method: prior)"
         )
     prompts = [options.source, options.target]
@@ -103,11 +105,11 @@ def _by_clip(pipeline: Pipeline, name: str, texts: list[str]) -> Tensor:
     """
     architecture = name.removeprefix(_CLIP)
     if not name.startswith(_CLIP):
-        raise UserError(f"--clip is {name!r:.80}; expected open_clip:ARCHITECTURE/WEIGHTS")
-    clip = open_clip_model(architecture, "--clip")
+        raise UserError(f"--clip_model is {name!r:.80}; expected open_clip:ARCHITECTURE/WEIGHTS")
+    clip = open_clip_model(architecture, "--clip_model")
     reader = pipeline.conditioner.image_conditioner
     if reader is None or image_tower(architecture, clip).sha256() != reader.encoder_digest:
-        raise UserError(f"--clip {name} has another image encoder than this model; expected that of its training")
+        raise UserError(f"--clip_model {name} has another image encoder than this model; expected that of its training")
     encode = text_encoder(clip.model, architecture.partition("/")[0], pipeline.device)
     return F.normalize(encode(texts), dim=1)
 
@@ -122,8 +124,8 @@ def _decoder(context: EditContext) -> Pipeline:
     return pipeline
 
 
-def _embedded(pipeline: Pipeline, *paths: object) -> Tensor:
-    pictures = [read_picture(path, pipeline.resolution, pipeline.channels) for path in paths]  # pyright: ignore[reportArgumentType]
+def _embedded(pipeline: Pipeline, *paths: Path) -> Tensor:
+    pictures = [read_picture(path, pipeline.resolution, pipeline.channels) for path in paths]
     return pipeline.embed(torch.stack(pictures))
 
 
@@ -136,18 +138,11 @@ def _decoded(
     resolved: ResolvedOptions,
 ) -> EditResult:
     """Sample a picture of each embedding from the same noise, and write them."""
-    count = len(embeddings)
+    prompts, seeds = [options.prompt] * len(embeddings), [options.seed] * len(embeddings)
+    given = {EMBEDDING: embeddings}
     try:
-        sampled = pipeline.generate(
-            [options.prompt] * count,
-            [options.seed] * count,
-            resolved,
-            options.batch_size,
-            pictures={EMBEDDING: embeddings},
-        )
-        pictures = torch.cat([*sampled])
+        pictures = torch.cat([*pipeline.generate(prompts, seeds, resolved, options.batch_size, pictures=given)])
     except ConditioningError as error:
         raise UserError(str(error)) from None
     settings = options.model_dump(mode="json", exclude={"batch_size"}) | {"sampling": resolved.settings()}
-    seeds = [options.seed] * count
     return save_result(context, pictures, captions, seeds=seeds, **settings)._replace(note=resolved.note)

@@ -43,10 +43,10 @@ class TextDiffOptions(GuidedOptions):
     theta: float = Field(
         default=0.5, gt=0, le=1, description="share of the way to the text difference of the last picture"
     )
-    clip: str | None = Field(
+    clip_model: str | None = Field(
         default=None,
-        description="open_clip:ARCHITECTURE/WEIGHTS, the model's own CLIP, whose text encoder gives the difference; left "
-        "out: the mean embeddings that the model's prior samples for the two prompts",
+        description="open_clip:ARCHITECTURE/WEIGHTS, the model's own CLIP, whose text encoder gives the difference; "
+        "left out: the mean embeddings that the model's prior samples for the two prompts",
     )
     samples: int = Field(default=16, ge=1, description="embeddings of each prompt that the prior samples")
     prompt: str = Field(default="", description=_PROMPT)

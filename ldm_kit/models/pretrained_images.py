@@ -151,9 +151,8 @@ def open_image_encoder(name: str, side: int | None = None) -> ImageEncoder:
 
 def image_tower(name: str, clip: Clip) -> ImageEncoder:
     """Return the image tower of the model of open_clip that "ARCHITECTURE/WEIGHTS" names, as a frozen encoder."""
-    return _frozen(
-        "open_clip", name.partition("/")[0], clip.model.visual, {**clip.config, "quick_gelu": clip.quick_gelu}
-    )
+    config = {**clip.config, "quick_gelu": clip.quick_gelu}
+    return _frozen("open_clip", name.partition("/")[0], clip.model.visual, config)
 
 
 def _open_timm(architecture: str, weights: str | None, side: int | None) -> ImageEncoder:
