@@ -87,8 +87,8 @@ def _text_embeddings(pipeline: Pipeline, options: TextDiffOptions) -> Tensor:
         return _by_clip(pipeline, options.clip_model, [options.source, options.target])
     if pipeline.prior is None:
         raise UserError(
-            "a difference of texts needs their embeddings; expected --clip_model open_clip:ARCHITECTURE/WEIGHTS, the model's "
-            "own CLIP, or a model with a prior (method: prior)"
+            "a difference of texts needs their embeddings; expected --clip_model open_clip:ARCHITECTURE/WEIGHTS, the "
+            "model's own CLIP, or a model with a prior (method: prior)"
         )
     prompts = [options.source, options.target]
     pipeline.prior.check_prompts(prompts)

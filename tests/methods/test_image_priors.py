@@ -314,7 +314,7 @@ def test_textdiff_takes_the_text_tower_of_the_models_own_clip(models, clip, imag
     for arguments, message in (
         (["--clip_model", clip[1][1]], "has another image encoder than this model"),
         (["--clip_model", "timm:x"], "expected open_clip:ARCHITECTURE/WEIGHTS"),
-        ([], "expected --clip_model open_clip:ARCHITECTURE/WEIGHTS, the model's own CLIP, or a model with a prior"),
+        ([], "expected --clip_model open_clip:ARCHITECTURE/WEIGHTS, the model's own CLIP, or a model"),
     ):
         wrong = through(*common, *arguments, "--out", tmp_path / "wrong")
         assert wrong.status == 2

@@ -50,6 +50,7 @@ def conditions(names):
         "vector": image,
         "tokens": {**image, "form": "tokens", "width": 12},
         "both": [TEXT["condition"], {**image, "context_tokens": 4}],
+        "first": [image, TEXT["condition"]],
         "other": {**image, "model": names[1]},
     }
 
@@ -160,20 +161,21 @@ def test_variations_follow_the_image_or_its_embedding(models, name):
 
 
 @torch.no_grad()
-def test_guidance_leaves_the_image_out_by_a_scale_of_its_own(models):
-    pipeline, x = loaded(models["both"]), pictures(2)
+@pytest.mark.parametrize("name", ["both", "first"])
+def test_guidance_adds_image_and_text_by_scales_of_their_own(models, name):
+    pipeline, x = loaded(models[name]), pictures(2)
     prompts, noise, t = ["a thing of kind 1", "a thing of kind 4"], torch.randn(2, 3, 16, 16), torch.tensor([20, 20])
     inputs = picture_inputs(pipeline, {"embedding": pipeline.embed(x)}, [0, 1])
     options = SamplingOptions(steps=2, guidance_scales="2,5", clip="none").resolve(pipeline)
     guided = pipeline.guided_denoiser(prompts, options, inputs)(noise, t, pipeline.condition(prompts, inputs))
-    null = pipeline.conditioner.null_inputs(2)
-    text = pipeline.conditioner.prepare(prompts)
-    nothing, only_text, all_of_it = (
-        pipeline.denoiser()(noise, t, pipeline.encoded(each)).x_0 for each in (null, text, text | inputs.encoded)
+    null, text = pipeline.conditioner.null_inputs(2), pipeline.conditioner.prepare(prompts)
+    first = text if name == "both" else null | inputs.encoded
+    nothing, one, all_of_it = (
+        pipeline.denoiser()(noise, t, pipeline.encoded(each)).x_0 for each in (null, first, text | inputs.encoded)
     )
-    expected = nothing + 2 * (only_text - nothing) + 5 * (all_of_it - only_text)
-    assert torch.allclose(guided.x_0, expected, atol=1e-4)
-    assert not torch.allclose(only_text, all_of_it, atol=1e-3)
+    assert torch.allclose(guided.x_0, nothing + 2 * (one - nothing) + 5 * (all_of_it - one), atol=1e-4)
+    assert not torch.allclose(one, all_of_it, atol=1e-3)
+    assert not torch.allclose(one, nothing, atol=1e-3)
 
 
 @torch.no_grad()
