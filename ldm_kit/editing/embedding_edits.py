@@ -5,6 +5,7 @@ decodes with the noise that DDIM inversion gives of the picture; here the noise 
 """
 
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -144,5 +145,6 @@ def _decoded(
         pictures = torch.cat([*pipeline.generate(prompts, seeds, resolved, options.batch_size, pictures=given)])
     except ConditioningError as error:
         raise UserError(str(error)) from None
-    settings = options.model_dump(mode="json", exclude={"batch_size"}) | {"sampling": resolved.settings()}
+    settings: dict[str, Any] = options.model_dump(mode="json", exclude={"batch_size"})
+    settings["sampling"] = resolved.settings()
     return save_result(context, pictures, captions, seeds=seeds, **settings)._replace(note=resolved.note)

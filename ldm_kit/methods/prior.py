@@ -64,7 +64,7 @@ class Prior(Method[PriorRun]):
 
     Config = PriorRun
     conditions: Conditions  # captions or labels of the run's pictures
-    code_source: CodeSource  # the trained model whose codes are diffused; never changed
+    code_source: CodeSource[Any]  # the trained model whose codes are diffused; never changed
     mean: Tensor  # [D], mean of the training set's codes, which have D dimensions
     std: Tensor  # [D], standard deviation of the training set's codes
 

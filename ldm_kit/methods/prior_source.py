@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -29,9 +29,10 @@ from ldm_kit.models.semantic import SemanticModel
 
 PriorModel = SemanticModel | Pipeline
 Prompts = Sequence[str] | None
+M = TypeVar("M", SemanticModel, Pipeline)
 
 
-class CodeSource(ABC):
+class CodeSource(ABC, Generic[M]):
     """A trained model that encodes pictures to codes and decodes codes to pictures; it is never changed.
 
     Attributes:
@@ -40,7 +41,7 @@ class CodeSource(ABC):
         digest: digest of the model's weights, the same in any folder.
     """
 
-    model: PriorModel
+    model: M
     weights: str
     digest: str
 
@@ -76,7 +77,7 @@ class CodeSource(ABC):
 
 
 @dataclass(eq=False)
-class SemanticSource(CodeSource):
+class SemanticSource(CodeSource[SemanticModel]):
     """A DiffAE or PDAE, and its encoder on the training device."""
 
     model: SemanticModel
@@ -117,7 +118,7 @@ class SemanticSource(CodeSource):
 
 
 @dataclass(eq=False)
-class ImageSource(CodeSource):
+class ImageSource(CodeSource[Pipeline]):
     """A latent diffusion model that is conditioned on image embeddings, the decoder of unCLIP."""
 
     model: Pipeline
@@ -160,7 +161,7 @@ def model_digest(model: SemanticModel) -> str:
     return digest([*map(weights_digest, networks), *bases])
 
 
-def open_source(config: PriorRun, pictures: PictureSet, device: torch.device) -> CodeSource:
+def open_source(config: PriorRun, pictures: PictureSet, device: torch.device) -> CodeSource[Any]:
     """Open the model `config.model`, and check that it fits `pictures` and `config.sample`.
 
     Raises:
@@ -171,7 +172,7 @@ def open_source(config: PriorRun, pictures: PictureSet, device: torch.device) ->
     if folder.class_name == SEMANTIC:
         encoder = codes.open_encoder(folder, device)
         _check_encoder(encoder, pictures, config.model)
-        source: CodeSource = SemanticSource(SemanticModel.load(config.model), encoder)
+        source: CodeSource[Any] = SemanticSource(SemanticModel.load(config.model), encoder)
         stops = source.model.decoder.stops
     else:
         source, stops = ImageSource(_decoder(folder)), False

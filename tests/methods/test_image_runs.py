@@ -13,6 +13,7 @@ from ldm_kit.data.batches import spread
 from ldm_kit.inference.evaluate import evaluate
 from ldm_kit.inference.likelihood import evaluate_likelihood
 from ldm_kit.inference.requests import LikelihoodRequest
+from ldm_kit.methods import image_embeddings
 from ldm_kit.methods.conditions import has_captions
 from ldm_kit.methods.latent import Latent
 from ldm_kit.methods.train import open_method, train
@@ -81,7 +82,9 @@ def loaded(folder) -> Pipeline:
 
 
 @pytest.mark.parametrize("name", ["vector", "tokens", "both"])
-def test_each_picture_is_trained_under_its_own_embedding(conditions, data, name):
+def test_each_picture_is_trained_under_its_own_embedding(conditions, data, name, monkeypatch, tmp_path):
+    monkeypatch.setenv("LDM_KIT_CACHE", str(tmp_path))
+    monkeypatch.setattr(image_embeddings, "MOST_SAMPLES", 3)  # so that there are several batches
     method = opened(conditions[name], data)
     reader = method.module.conditioner.image_conditioner
     prefix = "1." if name == "both" else ""
