@@ -14,10 +14,9 @@ from conditioning.combined_config import MOST, CombinedConfig, parts_of
 from conditioning.condition import Condition, ConditioningError
 from conditioning.joining import inputs_of, join_tokens, joined_widths
 from conditioning.registry import CONDITIONERS, kind_of
+from conditioning.suffixes import SUFFIXES, suffixes_of
 
 FILE = "conditioners.json"
-SUFFIXES = ("", *(f"_{number}" for number in range(2, MOST + 1)))
-"""Ends of component folders: text_encoder, text_encoder_2, ... for several conditioners of one kind."""
 
 
 class CombinedConditioner(Conditioner):
@@ -41,7 +40,7 @@ class CombinedConditioner(Conditioner):
     def __init__(self, parts: Sequence[Conditioner], sources: Sequence[str]) -> None:
         super().__init__()
         self.parts, self.part_sources = nn.ModuleList(parts), tuple(sources)
-        self.suffixes = _suffixes(parts)
+        self.suffixes = suffixes_of(parts)
         self.modality = " and ".join(dict.fromkeys(member.modality for member in parts))
         self.width, self.vector_width = joined_widths([(member.width, member.vector_width) for member in parts])
 
@@ -251,16 +250,3 @@ def _rows(folder: Path) -> list[tuple[type[Conditioner], str, str]]:
     if not valid:
         raise ConditioningError(f"{path} lists no conditioners; expected kind, suffix and source of 1 to {MOST}")
     return result
-
-
-def _suffixes(parts: Sequence[Conditioner]) -> list[str]:
-    """Return the end of each member's component folders: "" for the first of a kind, then "_2", "_3", ...
-
-    Raises:
-        ConditioningError: a kind comes twice whose class cannot save with a suffix.
-    """
-    kinds = [type(member) for member in parts]
-    for kind in kinds:
-        if kinds.count(kind) > 1 and not kind.repeats:
-            raise ConditioningError(f"condition.kind {kind_of(kind)} can be used once in a model, but comes twice")
-    return [SUFFIXES[kinds[:index].count(kind)] for index, kind in enumerate(kinds)]

@@ -42,7 +42,7 @@ def blend_pictures(context: EditContext, options: BlendOptions) -> EditResult:
     weights = torch.linspace(0, 1, options.count)
     between = slerp(ends[:1].expand(options.count, -1), ends[1:].expand(options.count, -1), weights)
     captions = [f"{weight:.0%}" for weight in weights.tolist()]
-    return _decoded(context, pipeline, between, options, captions, resolved)
+    return _decoded(context, pipeline, between, options, captions=captions, resolved=resolved)
 
 
 def move_by_text(context: EditContext, options: TextDiffOptions) -> EditResult:
@@ -63,7 +63,7 @@ def move_by_text(context: EditContext, options: TextDiffOptions) -> EditResult:
     angles = torch.linspace(0, options.theta, options.count)
     moved = turn_towards(start, texts[1:] - texts[:1], angles)
     captions = [f"theta {angle:.2f}" for angle in angles.tolist()]
-    return _decoded(context, pipeline, moved, options, captions, resolved)
+    return _decoded(context, pipeline, moved, options, captions=captions, resolved=resolved)
 
 
 def turn_towards(embedding: Tensor, difference: Tensor, theta: Tensor) -> Tensor:
@@ -135,6 +135,7 @@ def _decoded(
     pipeline: Pipeline,
     embeddings: Tensor,
     options: BlendOptions | TextDiffOptions,
+    *,
     captions: list[str],
     resolved: ResolvedOptions,
 ) -> EditResult:
