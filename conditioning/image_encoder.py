@@ -176,7 +176,9 @@ def _clip_output(tower: Any, x: Tensor, tokens: bool) -> Tensor | None:
     """
     if not tokens:
         return tower(x)
-    if hasattr(tower, "trunk"):
+    from open_clip.timm_model import TimmModel
+
+    if isinstance(tower, TimmModel):
         return _timm_tokens(tower.trunk, x)
     if not hasattr(tower, "output_tokens"):
         raise ConditioningError(
