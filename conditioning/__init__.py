@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from conditioning.combined_config import CombinedConfig
     from conditioning.derived import Column, Grey, SuperResolution
     from conditioning.factory import CONDITIONERS, ConditioningConfig, build, components, load, save
+    from conditioning.image import ImageConditioner
+    from conditioning.image_encoder import ImageEncoder
+    from conditioning.image_projection import ImageConfig
     from conditioning.inpainting import Inpainting
     from conditioning.labels import ClassConditioner, ClassConfig, ClassEmbedder
     from conditioning.none import NoCondition, NoConfig
@@ -48,6 +51,9 @@ __all__ = [
     "ConditioningConfig",
     "ConditioningError",
     "Grey",
+    "ImageConditioner",
+    "ImageConfig",
+    "ImageEncoder",
     "Inpainting",
     "Inputs",
     "NoCondition",
@@ -78,6 +84,9 @@ _NAMES = {
     "combined": "CombinedConditioner",
     "combined_config": "CombinedConfig",
     "derived": "Column Grey SuperResolution",
+    "image": "ImageConditioner",
+    "image_encoder": "ImageEncoder",
+    "image_projection": "ImageConfig",
     "inpainting": "Inpainting",
     "pictures": "PictureCondition",
     "factory": "CONDITIONERS ConditioningConfig build components load save",

@@ -15,6 +15,7 @@ from conditioning.config import CaptionConfig as CaptionConfig
 from conditioning.config import ConditionerConfig
 from conditioning.config import Table as Table
 from conditioning.continuing import Continuing
+from conditioning.reading import PictureReading
 
 Inputs = dict[str, Tensor]
 """Prepared inputs of a conditioner, which a data cache stores: tensors [N, ...] by name, such as token or label ids."""
@@ -37,7 +38,7 @@ def in_batches(count: int, compute: Callable[[range], Any]) -> Iterator[Any]:
     return (compute(range(start, min(start + 64, count))) for start in range(0, count, 64))
 
 
-class Conditioner(Continuing, nn.Module, ABC):
+class Conditioner(Continuing, PictureReading, nn.Module, ABC):
     """Base of conditioners: turn captions or labels into prepared inputs (`prepare`), and these into a `Condition`.
 
     Prepared inputs can be cached; `forward` makes the condition from them in every step. The parameters of a

@@ -14,10 +14,9 @@ from conditioning.combined_config import MOST, CombinedConfig, parts_of
 from conditioning.condition import Condition, ConditioningError
 from conditioning.joining import inputs_of, join_tokens, joined_widths
 from conditioning.registry import CONDITIONERS, kind_of
+from conditioning.suffixes import SUFFIXES, suffixes_of
 
 FILE = "conditioners.json"
-SUFFIXES = ("", *(f"_{number}" for number in range(2, MOST + 1)))
-"""Ends of component folders: text_encoder, text_encoder_2, ... for several conditioners of one kind."""
 
 
 class CombinedConditioner(Conditioner):
@@ -41,7 +40,7 @@ class CombinedConditioner(Conditioner):
     def __init__(self, parts: Sequence[Conditioner], sources: Sequence[str]) -> None:
         super().__init__()
         self.parts, self.part_sources = nn.ModuleList(parts), tuple(sources)
-        self.suffixes = _suffixes(parts)
+        self.suffixes = suffixes_of(parts)
         self.modality = " and ".join(dict.fromkeys(member.modality for member in parts))
         self.width, self.vector_width = joined_widths([(member.width, member.vector_width) for member in parts])
 
@@ -51,8 +50,27 @@ class CombinedConditioner(Conditioner):
 
     @property
     def sources(self) -> tuple[str, ...]:
-        """The different sources of values, each once: the parts of a prompt."""
-        return tuple(dict.fromkeys(self.part_sources))
+        """The different sources of values, each once: the parts of a prompt, in which pictures have none."""
+        rows = zip(self._parts, self.part_sources, strict=True)
+        return tuple(dict.fromkeys(source for member, source in rows if not member.reads_pictures))
+
+    @property
+    def reads_pictures(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """Whether one of the conditions is the embedding of a picture."""
+        return self.image_conditioner is not None
+
+    @property
+    def image_conditioner(self) -> Conditioner | None:
+        """The conditioner that reads pictures; None: there is none."""
+        return next((member for member in self._parts if member.reads_pictures), None)
+
+    def embedded(self, embeddings: Tensor) -> Inputs:
+        """Return the inputs of N embeddings of pictures, as those of the member that reads them."""
+        return {f"{self._index}.{name}": value for name, value in super().embedded(embeddings).items()}
+
+    @property
+    def _index(self) -> int:
+        return [member.reads_pictures for member in self._parts].index(True)
 
     @property
     def drops(self) -> int:
@@ -69,10 +87,12 @@ class CombinedConditioner(Conditioner):
             ConditioningError: one of them cannot be built.
         """
         columns = dict(zip(config.sources, parts_of(captions, config.sources), strict=True))
-        parts = [
-            _kind(each.kind).build(each, captions=[str(text) for text in columns[each.source]], classes=classes, **data)
-            for each in config.members
-        ]
+        opener = {"open_encoder": data.pop("open_encoder", None)}
+        parts = []
+        for each in config.members:
+            texts = [str(text) for text in columns.get(each.source, ())]
+            more = {**data, **(opener if each.reads_pictures else {})}
+            parts.append(_kind(each.kind).build(each, captions=texts, classes=classes, **more))
         return cls(parts, [each.source for each in config.members])
 
     @classmethod
@@ -164,7 +184,7 @@ class CombinedConditioner(Conditioner):
         prepared: Inputs = {}
         for index, (member, source) in enumerate(zip(self._parts, self.part_sources, strict=True)):
             member.on_truncated, member.in_batches = self.on_truncated, self.in_batches
-            values = member.prepare(columns[source], progress)
+            values = member.prepare([""] * len(raw) if member.reads_pictures else columns[source], progress)
             prepared |= {f"{index}.{name}": value for name, value in values.items()}
         return prepared
 
@@ -205,7 +225,7 @@ class CombinedConditioner(Conditioner):
         """Return the class name of each prompt, if exactly one member is of classes; else None."""
         columns = dict(zip(self.sources, parts_of(prompts, self.sources), strict=True))
         rows = zip(self._parts, self.part_sources, strict=True)
-        names = [member.class_names(columns[source]) for member, source in rows]
+        names = [member.class_names(columns[source]) for member, source in rows if not member.reads_pictures]
         present = [value for value in names if value is not None]
         return present[0] if len(present) == 1 else None
 
@@ -230,16 +250,3 @@ def _rows(folder: Path) -> list[tuple[type[Conditioner], str, str]]:
     if not valid:
         raise ConditioningError(f"{path} lists no conditioners; expected kind, suffix and source of 1 to {MOST}")
     return result
-
-
-def _suffixes(parts: Sequence[Conditioner]) -> list[str]:
-    """Return the end of each member's component folders: "" for the first of a kind, then "_2", "_3", ...
-
-    Raises:
-        ConditioningError: a kind comes twice whose class cannot save with a suffix.
-    """
-    kinds = [type(member) for member in parts]
-    for kind in kinds:
-        if kinds.count(kind) > 1 and not kind.repeats:
-            raise ConditioningError(f"condition.kind {kind_of(kind)} can be used once in a model, but comes twice")
-    return [SUFFIXES[kinds[:index].count(kind)] for index, kind in enumerate(kinds)]

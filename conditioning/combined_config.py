@@ -42,6 +42,11 @@ class CombinedConfig(ConditionerConfig, frozen=True, extra="forbid"):
             raise ValueError(f"got {len(conditions)} conditions; expected 1 to {MOST}")
         if len([each for each in conditions if each.picture is not None]) > 1:
             raise ValueError("a model takes one picture as condition; expected at most one of its kinds")
+        given = [each.picture is not None for each in conditions], [each.reads_pictures for each in conditions]
+        if sum(given[1]) > 1:
+            raise ValueError("a model embeds one image; expected kind image at most once")
+        if all(map(any, given)):
+            raise ValueError("kind image and a picture to be concatenated would both be --image; expected one of them")
         if idle := [each for each in conditions if each.picture is None and type(each).unconditional]:
             raise ValueError(f"kind {idle[0].kind} is no condition; leave it out")
         return conditions
@@ -67,7 +72,7 @@ class CombinedConfig(ConditionerConfig, frozen=True, extra="forbid"):
     @property
     def sources(self) -> tuple[str, ...]:
         """Where the members take their values, such as ("caption", "class"), each named once, in order."""
-        return tuple(dict.fromkeys(each.source for each in self.members))
+        return tuple(dict.fromkeys(each.source for each in self.members if not each.reads_pictures))
 
     def values(self, table: Table) -> list[str | int]:
         """Return a prompt for each picture: the values of the different sources, with || between them.
@@ -75,7 +80,7 @@ class CombinedConfig(ConditionerConfig, frozen=True, extra="forbid"):
         Raises:
             ConditioningError: pictures lack values, or a value has || in it.
         """
-        first = {each.source: each for each in reversed(self.members)}
+        first = {each.source: each for each in reversed(self.members) if not each.reads_pictures}
         columns = [_texts(first[source].values(table), table) for source in self.sources]
         if len(columns) > 1:
             _check_no_bar(columns)

@@ -43,6 +43,14 @@ class ConditionerConfig(BaseModel, ABC, frozen=True, extra="forbid", allow_inf_n
     source: ClassVar[str] = "caption"
     """Where the values come from, as messages call it; conditions of equal sources share the part of a prompt."""
 
+    reads_pictures: ClassVar[bool] = False
+    """Whether the values are the training pictures themselves, so that no part of a prompt stands for them."""
+
+    @property
+    def takes_pictures(self) -> bool:
+        """Whether a user gives pictures: an image to embed, or a picture condition."""
+        return self.picture is not None or any(each.reads_pictures for each in self.members)
+
     @property
     def prompts(self) -> "ConditionerConfig":
         """The config of the captions or classes, without that of a picture: here this config."""

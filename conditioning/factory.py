@@ -10,6 +10,7 @@ from conditioning.base import Components, Conditioner, ConditionerConfig, Condit
 from conditioning.combined import FILE as COMBINED_FILE
 from conditioning.combined import CombinedConditioner
 from conditioning.combined_config import CombinedConfig
+from conditioning.image import OpenEncoder
 from conditioning.none import NoCondition
 from conditioning.registry import BUILT_IN as BUILT_IN
 from conditioning.registry import CONDITIONERS, PICTURES
@@ -43,6 +44,7 @@ def build(
     captions: Sequence[str] = (),
     classes: Sequence[str] = (),
     time_width: int | None = None,
+    open_encoder: OpenEncoder | None = None,
 ) -> Conditioner:
     """Build the new conditioner that a config describes.
 
@@ -51,11 +53,13 @@ def build(
         captions: training captions, on which a text tokenizer is trained.
         classes: class names, in the order of labels.
         time_width: channels of the denoiser's time embedding, to which a vector is added.
+        open_encoder: opens an image encoder by its name; None: folders of saved encoders alone can be opened.
 
     Raises:
         ConditioningError: an argument that the conditioner needs is missing, or a pretrained encoder cannot be loaded.
     """
-    return of_config(config).build(config, captions=captions, classes=classes, time_width=time_width)
+    opener = {"open_encoder": open_encoder} if config.takes_pictures else {}
+    return of_config(config).build(config, captions=captions, classes=classes, time_width=time_width, **opener)
 
 
 def components() -> Components:

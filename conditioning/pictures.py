@@ -79,6 +79,10 @@ class PictureCondition(BaseModel, ABC, frozen=True, extra="forbid", allow_inf_na
     reads_column: ClassVar[bool] = False
     """Whether the picture is that of a metadata column, `column`, rather than made from the training picture."""
 
+    reads_pictures: ClassVar[bool] = False
+    takes_pictures: ClassVar[bool] = True
+    """Whether a user gives pictures."""
+
     @property
     def prompts(self) -> ConditionerConfig:
         """The config of the captions or classes beside the picture: none."""

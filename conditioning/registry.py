@@ -11,6 +11,7 @@ from typing import Any
 
 from conditioning.base import Conditioner
 from conditioning.derived import Column, Grey, SuperResolution
+from conditioning.image import ImageConditioner
 from conditioning.inpainting import Inpainting
 from conditioning.labels import ClassConditioner
 from conditioning.none import NoCondition
@@ -20,7 +21,13 @@ from conditioning.text import TextConditioner
 
 COMBINED = "combined"  # kind of several conditions together
 ENTRY_POINTS = "ldm_kit.conditioners"
-BUILT_IN: tuple[type[Conditioner], ...] = (NoCondition, ClassConditioner, TextConditioner, PretrainedConditioner)
+BUILT_IN: tuple[type[Conditioner], ...] = (
+    NoCondition,
+    ClassConditioner,
+    TextConditioner,
+    PretrainedConditioner,
+    ImageConditioner,
+)
 PICTURES: tuple[type[PictureCondition], ...] = (Inpainting, SuperResolution, Grey, Column)
 
 

@@ -166,7 +166,7 @@ def test_a_tiny_config_of_every_kind(folder):
     assert tiny == {
         *("ae_tiny", "ae_tiny_vq", "classifier_tiny"),
         *("ldm_tiny", "ldm_tiny_class", "ldm_tiny_uncond", "ldm_tiny_flow"),
-        *("ldm_tiny_inpaint", "ldm_tiny_text_class"),
+        *("ldm_tiny_inpaint", "ldm_tiny_text_class", "ldm_tiny_image", "prior_tiny_image"),
     }
 
 

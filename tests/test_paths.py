@@ -24,6 +24,8 @@ COMMANDS = [
     f"edit reprompt --model nowhere {IMAGE} --source a --prompt b --out {{file}}/out",
     f"edit img2img --model nowhere {IMAGE} --out {{file}}/out",
     f"edit inpaint --model nowhere {IMAGE} --mask {{tmp}}/a.png --out {{file}}/out",
+    f"edit blend --model nowhere {IMAGE} {IMAGE} --out {{file}}/out",
+    f"edit textdiff --model nowhere {IMAGE} --source a --target b --out {{file}}/out",
     "edit encode --model nowhere --images {tmp} --out {file}/x.safetensors",
     f"edit neighbours --model nowhere {IMAGE} --among {{tmp}} --out {{file}}/out",
     "edit learn --model {file} --positive {tmp} --name x",

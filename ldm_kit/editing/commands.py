@@ -7,6 +7,7 @@ import logging
 from collections.abc import Callable
 
 from ldm_kit.editing.context import EditContext, ModelContext
+from ldm_kit.editing.embedding_options import BlendOptions, TextDiffOptions
 from ldm_kit.editing.options import (
     ChangeOptions,
     DecodeOptions,
@@ -157,6 +158,26 @@ def inpaint(context: EditContext, options: InpaintOptions) -> str:
     return str(inpaint_picture(context, options))
 
 
+def blend(context: EditContext, options: BlendOptions) -> str:
+    """Sample pictures between two pictures by a model that is conditioned on image embeddings.
+
+    `context` has the model and the output folder, `options` the flags of `edit.py blend`. Returns the text to print.
+    """
+    from ldm_kit.editing.embedding_edits import blend_pictures
+
+    return str(blend_pictures(context, options))
+
+
+def textdiff(context: EditContext, options: TextDiffOptions) -> str:
+    """Move the image embedding of a picture by the difference of two texts, and sample pictures of it.
+
+    `context` has the model and the output folder, `options` the flags of `edit.py textdiff`. Returns the text to print.
+    """
+    from ldm_kit.editing.embedding_edits import move_by_text
+
+    return str(move_by_text(context, options))
+
+
 COMMANDS: tuple[Callable[..., str], ...] = (
     change,
     learn,
@@ -171,4 +192,6 @@ COMMANDS: tuple[Callable[..., str], ...] = (
     reprompt,
     img2img,
     inpaint,
+    blend,
+    textdiff,
 )

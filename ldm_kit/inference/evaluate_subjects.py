@@ -123,14 +123,14 @@ class Sampled:
         """Return why the model has no likelihood bound; "": it has one."""
         if self.pipeline.vae is not None:
             return "it is for diffusion models of pixels, and this is a model of latents"
-        if self.pipeline.picture is not None:
+        if self.pipeline.takes_pictures:
             return "it is for models without a picture as condition"
         preserving = self.pipeline.schedule.variance_preserving
         return "" if preserving else "it needs a variance-preserving schedule, which this model has not"
 
     def rows(self, reference: Reference, count: int | None) -> list[int]:
         """Return evenly spaced rows of the reference; check that the model knows their captions or classes."""
-        if self.pipeline.picture is not None:
+        if self.pipeline.takes_pictures:
             raise UserError("this model is conditioned on a picture; take log.measures in its training instead")
         rows = cycled(len(reference.pictures), count or len(reference.pictures))
         prompts = sorted({*self._prompts(reference, rows)})

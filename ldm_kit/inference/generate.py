@@ -16,6 +16,7 @@ from ldm_kit.methods.export import saved_model
 from ldm_kit.methods.lora_export import lora_files
 from ldm_kit.models.classifier import NoisyClassifier
 from ldm_kit.models.folder import autocast_dtype, device_named
+from ldm_kit.models.image_prior import decoder_prompts
 from ldm_kit.models.lora_paths import LoraPath
 from ldm_kit.models.options import ResolvedOptions, SamplingOptions
 from ldm_kit.models.picture_condition import Pictures
@@ -101,7 +102,7 @@ def generate_with(
     """
     resolved, texts = options.resolve(pipeline), request.texts()
     given = read_given(request, pipeline, resolved.size(pipeline))
-    texts = check_prompts(pipeline, texts, resolved)
+    texts = check_prompts(pipeline, texts, resolved, prior=pipeline.prior is not None and not given)
     jobs = [Job(text, request.seed + k) for text in texts for k in range(request.count)]
     out = output.out if "out" in output.model_fields_set else unused_path(output.out)
     metadata = {
@@ -185,23 +186,29 @@ def load_guided(
     return pipeline.with_guides(classifier, None if worse is None else Pipeline.load(worse, device, precision))
 
 
-def check_prompts(pipeline: Pipeline, texts: list[str], options: ResolvedOptions) -> list[str]:
+def check_prompts(pipeline: Pipeline, texts: list[str], options: ResolvedOptions, *, prior: bool = False) -> list[str]:
     """Check that the user's prompts `texts` fit the model `pipeline` and its guides; return the prompts to sample with.
 
     For an unconditional model these are the classes to which a classifier guides it, or one empty prompt. `options` are
-    the sampling options.
+    the sampling options. With `prior`, prompts are those of the model's prior, which samples the embeddings of images.
 
     Raises:
         UserError: the model is conditional and `texts` is empty, or the classifier does not know a class.
         ConditioningError: the model or its guide model cannot encode a prompt.
     """
     texts = _unconditional_prompts(pipeline, texts, options) if pipeline.conditioner.null is None else texts
+    alone = pipeline.conditioner.image_conditioner is pipeline.conditioner
+    if alone and (pipeline.prior is None or not prior or pipeline.prior.prior.conditioner.null is None):
+        texts = texts or [""]
     if not texts:
         raise UserError("this model samples from prompts or class names; give at least one, or --prompts_file")
-    guided = pipeline.conditioner.null is not None and options.guides
-    pipeline.conditioner.prepare([*texts, options.negative_prompt or ""] if guided else texts)
+    guided, own = pipeline.conditioner.null is not None and options.guides, texts
+    if prior and pipeline.prior is not None:
+        pipeline.prior.check_prompts(texts)
+        own = decoder_prompts(pipeline, texts)
+    pipeline.conditioner.prepare([*own, options.negative_prompt or ""] if guided else own)
     if pipeline.autoguidance_model is not None:
-        pipeline.autoguidance_model.conditioner.prepare(texts)
+        pipeline.autoguidance_model.conditioner.prepare(own)
     pipeline.labels(texts, options)
     return texts
 

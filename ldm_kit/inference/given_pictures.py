@@ -9,7 +9,7 @@ from torch import Tensor
 from conditioning.condition import ConditioningError
 from conditioning.pictures import IMAGE, MASK
 from ldm_kit.config import UserError
-from ldm_kit.data.image_files import decode, fitted
+from ldm_kit.data.image_files import decode, fitted, load_image
 from ldm_kit.inference.requests import GenerationRequest
 from ldm_kit.models.picture_condition import check_pictures
 from ldm_kit.models.pipeline import Pipeline
@@ -26,13 +26,18 @@ def read_given(request: GenerationRequest, pipeline: Pipeline, size: tuple[int, 
         size: height and width of a sample in pixels.
 
     Returns:
-        `image`, uint8 [1, C, h, w], and `mask`, bool [1, h, w], True where it is white; those that are given.
+        `image`, uint8 [1, C, h, w], and `mask`, bool [1, h, w], True where it is white; those that are given. An image
+        that is embedded is scaled and cropped as training pictures are.
 
     Raises:
         BadPicture: a file is no picture.
         UserError: the model needs one that is not given, or takes none, or another size, or the mask is all black.
     """
     paths = {name: path for name, path in ((IMAGE, request.image), (MASK, request.mask)) if path is not None}
+    if pipeline.conditioner.reads_pictures and paths.keys() == {IMAGE}:
+        return {IMAGE: load_image(paths[IMAGE], pipeline.resolution, pipeline.channels)[None]}
+    if pipeline.prior is not None and not paths:
+        return {}
     if pipeline.picture is None or paths.keys() != {*pipeline.picture.given}:
         check_pictures(pipeline, {name: torch.zeros(1, 1, 1, 1) for name in paths}, 1, size)  # which says what is wrong
         return {}

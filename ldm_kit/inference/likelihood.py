@@ -102,7 +102,7 @@ def evaluate_likelihood(
     pipeline = Pipeline.load(model, device_named(device))
     if pipeline.vae is not None:
         raise of_latents(model)
-    if pipeline.picture is not None:
+    if pipeline.takes_pictures:
         raise UserError(f"the model in {model} is conditioned on a picture; expected one that is not")
     _check_pictures(split.heldout, pipeline, model)
     bound, curve = _measure(pipeline, split, config, request)

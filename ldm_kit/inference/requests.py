@@ -26,7 +26,7 @@ class GenerationRequest(Config):
     prompts_file: Path | None = Field(default=None, description="a text file, one prompt a line")
     image: Path | None = Field(
         default=None,
-        description="for a model conditioned on a picture: the one to inpaint, to upscale or to colour",
+        description="for a model conditioned on a picture: the one to inpaint, to upscale, to colour or to vary",
     )
     mask: Path | None = Field(
         default=None, description="for inpainting: a picture of the same size, white where --image is made anew"

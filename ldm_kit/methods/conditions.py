@@ -13,19 +13,22 @@ from conditioning.base import Conditioner, ConditioningError, Inputs
 from conditioning.bpe import report_truncated
 from conditioning.factory import ConditioningConfig
 from conditioning.labels import ClassConfig
+from conditioning.pictures import IMAGE
 from ldm_kit.config import UserError, cache_dir
 from ldm_kit.data import tensor_cache
 from ldm_kit.data.batches import spread
 from ldm_kit.data.caption_rows import CaptionRows
-from ldm_kit.data.images import Split
+from ldm_kit.data.images import PictureSet, Split
 from ldm_kit.data.latents import LatentBatches, Latents
 from ldm_kit.memory import MOST_SAMPLES, BatchSize
 from ldm_kit.methods.condition_values import SeveralCaptions, several_captions
 from ldm_kit.methods.condition_values import split_conditions as split_conditions
 from ldm_kit.methods.dependencies import condition_dependencies
+from ldm_kit.methods.image_embeddings import picture_embeddings
 from ldm_kit.methods.picture_maps import PictureMaps
 from ldm_kit.methods.records import Grid
 from ldm_kit.models.pipeline import Pipeline
+from ldm_kit.models.pretrained_images import open_image_encoder
 from ldm_kit.viz.grid import columns_for, enlargement, grid, pairs_grid
 
 
@@ -76,7 +79,9 @@ class Conditions:
             self.conditioner, self.note = trained.with_classes(classes)
             return self.conditioner
         captions = [text for text in self.all_train if isinstance(text, str)]
-        self.conditioner = conditioners.build(self.config, captions=captions, classes=classes, time_width=time_width)
+        self.conditioner = conditioners.build(
+            self.config, captions=captions, classes=classes, time_width=time_width, open_encoder=open_image_encoder
+        )
         return self.conditioner
 
     def prepare(self) -> tuple[Inputs, Inputs | None]:
@@ -89,15 +94,27 @@ class Conditions:
         """
         cut: list[tuple[int, int, int]] = []
         self.conditioner.on_truncated = lambda *counts: cut.append(counts)
-        train, heldout = prepare_conditions(self.conditioner, self.all_train), None
+        counts = None if self.several is None else self.several.counts
+        train, heldout = self._inputs(self.all_train, self.data.train, counts), None
         self.dependencies = condition_dependencies(self.conditioner, train)
         if self.heldout:
-            heldout = prepare_conditions(self.conditioner, self.heldout)
+            heldout = self._inputs(self.heldout, self.data.heldout)
         self.conditioner.on_truncated = _ignore
         if cut:
             report_truncated(sum(row[0] for row in cut), sum(row[1] for row in cut), cut[0][2])
         self.conditioner.release()
         return train, heldout
+
+    def _inputs(self, raw: Sequence[str | int], pictures: PictureSet, counts: Sequence[int] | None = None) -> Inputs:
+        """Return the conditioner's inputs, with a row for each of `counts` captions of a picture (None: one each)."""
+        inputs = prepare_conditions(self.conditioner, raw)
+        if not self.conditioner.reads_pictures:
+            return inputs
+        embeddings = picture_embeddings(self.conditioner, pictures)
+        if counts is not None:
+            rows = torch.arange(len(counts)).repeat_interleave(torch.tensor(counts))
+            embeddings = {name: value[rows] for name, value in embeddings.items()}
+        return inputs | embeddings
 
     def examples(self, count: int) -> list[str | int]:
         """Return captions or labels of `count` held-out pictures, or of training pictures if fewer are held out."""
@@ -123,22 +140,34 @@ class Conditions:
             batch: most pictures that are sampled at once.
             maps: the run's picture condition, made of held-out pictures and shown above the samples; None: none.
         """
-        given, shown = (None, None) if maps is None else self._given(maps, len(prompts))
+        given, shown = self._given(maps, len(prompts))
         pictures = torch.cat(list(pipeline.generate(prompts, range(len(prompts)), None, batch, pictures=given)))
         captions = None
-        if pipeline.conditioner.null is not None:  # else the pictures are of nothing in particular
+        if pipeline.conditioner.null is not None and any(prompts):  # else the pictures are of nothing in particular
             captions = [self.caption(prompt) for prompt in prompts]
         scale = enlargement(pictures.shape[-1])
         if shown is not None:
             return Grid(pairs_grid(shown, pictures, 8, scale, captions))
         return Grid(grid(pictures, columns_for(len(pictures), 4), scale, captions))
 
-    def _given(self, maps: PictureMaps, count: int) -> tuple[dict[str, Tensor], Tensor]:
-        """Return what the picture condition makes of the `count` pictures of `examples`, and the same to be shown."""
+    def _given(self, maps: PictureMaps | None, count: int) -> tuple[dict[str, Tensor] | None, Tensor | None]:
+        """Return what a user would give of the `count` pictures of `examples`, and the same to be shown; or None."""
+        if maps is None and not self.conditioner.reads_pictures:
+            return None, None
         heldout = self.shows_heldout(count)
         total = len(self.heldout if heldout else self.train)
         rows = [row % total for row in (spread(total, count) if count <= total else range(count))]
-        return maps.examples(rows, heldout=heldout)
+        return self._example_pictures(maps, rows, heldout=heldout)
+
+    def _example_pictures(
+        self, maps: PictureMaps | None, rows: Sequence[int], *, heldout: bool
+    ) -> tuple[dict[str, Tensor] | None, Tensor | None]:
+        if maps is not None:
+            return maps.examples(rows, heldout=heldout)
+        if not self.conditioner.reads_pictures:
+            return None, None
+        pictures = (self.data.heldout if heldout else self.data.train).pictures(rows)
+        return {IMAGE: pictures}, pictures
 
     def sample_like(
         self,
@@ -160,14 +189,14 @@ class Conditions:
         Returns:
             Pictures, uint8 [N, C, R, R].
         """
-        given = None if maps is None else maps.examples(rows, heldout=True)[0]
+        given = self._example_pictures(maps, rows, heldout=True)[0]
         prompts = [self.heldout[i] for i in rows]
         return torch.cat([*pipeline.generate(prompts, seeds, None, batch, pictures=given)])
 
 
 def has_captions(config: ConditioningConfig) -> bool:
     """Return whether a condition is made of captions: neither of classes nor of nothing."""
-    return any(not isinstance(each, ClassConfig) for each in config.members)
+    return any(not isinstance(each, ClassConfig) and not each.reads_pictures for each in config.members)
 
 
 def describe_kinds(config: ConditioningConfig) -> str:

@@ -204,9 +204,12 @@ class LatentRun(ConditionedRun, NoisedRun):
 
     @model_validator(mode="after")
     def _check_shapes(self) -> "LatentRun":
-        if getattr(self.data, "buckets", None) is not None and self.condition.picture is not None:
-            kind = self.condition.picture.kind
-            raise ValueError(f"condition of kind {kind} is for square pictures; leave data.buckets out")
+        if getattr(self.data, "buckets", None) is None:
+            return self
+        kinds = [each.kind for each in self.condition.members if each.reads_pictures]
+        kinds += [] if self.condition.picture is None else [self.condition.picture.kind]
+        if kinds:
+            raise ValueError(f"condition of kind {kinds[0]} is for square pictures; leave data.buckets out")
         return self
 
     @model_validator(mode="after")

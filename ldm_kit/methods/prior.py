@@ -1,6 +1,7 @@
-"""A diffusion prior over semantic codes, which turns a trained DiffAE or PDAE into a generator.
+"""A diffusion prior over the codes of a trained DiffAE or PDAE, or over the image embeddings of a decoder (unCLIP).
 
-Paper:    Preechakul et al. 2022, "Diffusion Autoencoders", section 3.4 and appendix A.1; Zhang et al. 2022.
+Paper:    Preechakul et al. 2022, "Diffusion Autoencoders", section 3.4 and appendix A.1; Zhang et al. 2022;
+          Ramesh et al. 2022, section 2.2 (image embeddings).
 Idea:     diffuse the codes of the training set, normalised per dimension; to generate, sample a code and decode it. A
           class or a caption may be pooled to a vector and added to the time embedding (this is not in the papers).
 Parts:    the averaged encoder of a trained semantic model, whose codes are computed once; an MLP with skips.
@@ -9,7 +10,6 @@ Expected: see the header of that config.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +18,8 @@ from torch import Tensor, nn
 
 from conditioning.base import Conditioner, Inputs
 from conditioning.none import NoConfig
-from ldm_kit.config import cache_dir
-from ldm_kit.data import peers, tensor_cache
 from ldm_kit.data.code_batches import CodeBatches
-from ldm_kit.data.images import PictureSet, Split, digest
-from ldm_kit.data.latents import weights_digest
-from ldm_kit.data.readable import replacements, sources
+from ldm_kit.data.images import Split, digest
 from ldm_kit.diffusion import rng, schedule
 from ldm_kit.diffusion.timesteps import sample_timesteps
 from ldm_kit.memory import BatchSize
@@ -33,7 +29,7 @@ from ldm_kit.methods.inputs import drop_conditions
 from ldm_kit.methods.measured import Judged
 from ldm_kit.methods.networks import millions
 from ldm_kit.methods.prior_config import PriorRun as PriorRun
-from ldm_kit.methods.prior_source import check_encoder, model_digest, open_source
+from ldm_kit.methods.prior_source import CodeSource, PriorModel, open_source
 from ldm_kit.models import codes
 from ldm_kit.models.prior import CodePrior, apply_mlp
 from ldm_kit.models.saved_sampling import PRIOR, SavedSampling
@@ -68,7 +64,7 @@ class Prior(Method[PriorRun]):
 
     Config = PriorRun
     conditions: Conditions  # captions or labels of the run's pictures
-    source: SemanticModel  # the trained model whose codes are diffused; never changed
+    code_source: CodeSource[Any]  # the trained model whose codes are diffused; never changed
     mean: Tensor  # [D], mean of the training set's codes, which have D dimensions
     std: Tensor  # [D], standard deviation of the training set's codes
 
@@ -86,41 +82,37 @@ class Prior(Method[PriorRun]):
         """Encode the pictures `data` on `device`, normalise their codes, and build the networks.
 
         Raises:
-            UserError: `config.model` is no semantic model or is for pictures of another size or number of channels; or
+            UserError: `config.model` has no codes or is for pictures of another size or number of channels; or
                 it is a DiffAE and `sample.stop` is not 0.
             ConditioningError: the pictures lack the labels or captions that the condition needs, or a text encoder
                 cannot be loaded.
         """
         conditions = Conditions.open(config.condition, data)
-        encoder = codes.open_encoder(codes.open_semantic(config.model), device)
-        check_encoder(encoder, data.train, config.model)
         with torch.random.fork_rng(devices=[]):  # the prior's weights are drawn as if nothing had been opened
-            source = open_source(config, data.train)
-        weights = weights_digest(encoder)
+            source = open_source(config, data.train, device)
         size = BatchSize.for_pictures(config.train.eval_batch, data.train.resolution)
-        z, shown = _codes(encoder, data.train, weights, size)
+        z, shown = source.codes(data.train, size)
         statistics = codes.code_statistics(z)
         width = z.shape[1]
         conditioner = conditions.build(time_width=width)
         mlp = SkipMLP(z_width=width, condition_width=conditioner.pooled_width, **config.net.model_dump())
         inputs, heldout_inputs = conditions.prepare()
         rows = conditions.caption_rows(config.seed)
-        fingerprint = digest(
-            [weights, data.train.fingerprint, *map(str, conditions.all_train), *(() if rows is None else rows.texts())]
-        )
+        texts = [*map(str, conditions.all_train), *(() if rows is None else rows.texts())]
+        fingerprint = digest([source.weights, data.train.fingerprint, *texts])
         normalised, heldout = statistics.normalise(z), None
         if rows is None:
             batches = CodeBatches(normalised, _taken(inputs, shown), fingerprint)
         else:
             batches = CodeBatches(normalised, inputs, fingerprint, rows.take(shown))
         if heldout_inputs is not None:
-            heldout_z, shown = _codes(encoder, data.heldout, weights, size)
+            heldout_z, shown = source.codes(data.heldout, size)
             heldout_inputs = _taken(heldout_inputs, shown)
             heldout = CodeBatches(statistics.normalise(heldout_z), heldout_inputs, data.heldout.fingerprint)
         method = cls(config, mlp, conditioner, TrainingData(data, batches, heldout))
         method.conditions, method.mean, method.std = conditions, *statistics
-        method.source = source
-        method.dependencies = {"model": model_digest(method.source), **conditions.dependencies}
+        method.code_source = source
+        method.dependencies = {"model": source.digest, **conditions.dependencies}
         return method
 
     def set_ddp_modules(self, wrapped: Mapping[str, nn.Module]) -> None:
@@ -164,23 +156,30 @@ class Prior(Method[PriorRun]):
         """
         return self.errors(batch, t, seed, batch["inputs"], self.module)
 
-    def model(self) -> SemanticModel:
-        """Return the semantic model with this prior and its current weights, on the training device."""
-        config, source = self.config, self.source
+    @property
+    def source(self) -> PriorModel:
+        """The trained model whose codes are diffused."""
+        return self.code_source.model
+
+    def model(self) -> PriorModel:
+        """Return the trained model with this prior and its current weights, on the training device."""
+        config = self.config
         prior = CodePrior(self.module.mlp, self.module.conditioner, config.schedule)
-        saved = source.saved.joined(SavedSampling.of(PRIOR, config.sample, config.condition_dropout))
-        return replace(source, prior=prior, mean=self.mean, std=self.std, saved=saved).to(self.device)
+        saved = SavedSampling.of(PRIOR, config.sample, config.condition_dropout)
+        model = self.code_source.with_prior(prior, codes.CodeStatistics(self.mean, self.std), saved)
+        return model.to(self.device)
 
     def samples(self) -> Grid:
         """Return a grid of pictures decoded from codes that the prior samples, from seeds 0, 1, 2, ..."""
-        config, count, captions = self.config.sample, self.config.log.pictures, None
+        count, captions = self.config.log.pictures, None
         if not isinstance(self.config.condition, NoConfig):
             captions = [self.conditions.caption(condition) for condition in self.conditions.examples(count)]
             count = len(captions)
-        model = self.model()
-        z = model.sample_z(range(count), config.steps, captions)  # with the guidance that is saved with the model
-        pictures = model.decode(z, None, config.decode_steps, self.eval_batch, config.stop)
-        return Grid(grid(pictures, columns_for(count, 4), enlargement(model.resolution), captions))
+        pictures = self._sampled(range(count), captions)
+        return Grid(grid(pictures, columns_for(count, 4), enlargement(self.source.resolution), captions))
+
+    def _sampled(self, seeds: Sequence[int], prompts: Sequence[str] | None) -> Tensor:
+        return self.code_source.sample(self.model(), seeds, prompts, self.config.sample, self.eval_batch)
 
     @classmethod
     def judged(cls, config: PriorRun) -> Judged:
@@ -189,20 +188,20 @@ class Prior(Method[PriorRun]):
 
     def measured_pictures(self, rows: Sequence[int], seeds: Sequence[int]) -> Tensor:
         """Sample and decode a code for each of N held-out pictures, `rows`, from N `seeds`: uint8 [N, C, R, R]."""
-        config, model, given = self.config.sample, self.model(), None
+        given = None
         if not type(self.config.condition).unconditional:
             given = [self.conditions.caption(self.conditions.heldout[i]) for i in rows]
-        z = model.sample_z(seeds, config.steps, given)
-        return model.decode(z, None, config.decode_steps, self.eval_batch, config.stop, seeds=seeds)
+        return self._sampled(seeds, given)
 
     def save(self, folder: Path) -> None:
-        """Save the semantic model together with this prior into `folder`."""
+        """Save the trained model together with this prior into `folder`."""
         self.model().save(folder)
 
     def summary(self, model: Path) -> str:
         """Return a sentence for the log: the saved model's folder and the held-out loss."""
         loss = f"held-out loss {self.metrics['heldout_loss']:.4f}" if self.metrics else "nothing held out"
-        return f"semantic model with prior in {model}: {loss}"
+        kind = "semantic model" if isinstance(self.source, SemanticModel) else "decoder"
+        return f"{kind} with prior in {model}: {loss}"
 
     def describe_data(self) -> str:
         """Return a phrase on the training set (codes, width, encoder) for `describe`, the log's opening text."""
@@ -212,29 +211,6 @@ class Prior(Method[PriorRun]):
     def describe_model(self) -> str:
         """Return a phrase on the networks (classes, parameters) for `describe`, the log's opening text."""
         return f"prior of condition '{self.config.condition.kind}' with {millions(self.module)} parameters"
-
-
-def _codes(encoder: codes.Encoder, pictures: PictureSet, weights: str, size: BatchSize) -> tuple[Tensor, Tensor]:
-    """Return the codes [N, D] of a picture set, and the index [N] of the picture that each was computed from.
-
-    The index differs from 0..N-1 where a broken picture was replaced by another. Both tensors are cached on disk.
-
-    Args:
-        encoder: the semantic encoder.
-        pictures: the picture set.
-        weights: digest of the encoder's weights which, with the set's fingerprint, names the cache file.
-        size: most pictures in a batch.
-    """
-    key = tensor_cache.key_of("codes", weights, pictures.fingerprint)
-
-    def compute() -> dict[str, Tensor]:
-        z = codes.encode_set(encoder, pictures, size)
-        shares = peers.agreed(peers.everyone(), lambda: dict(replacements(pictures)))
-        replaced = {broken: index for share in shares for broken, index in share.items()}
-        return {"z": z, "shown": sources(torch.arange(len(z)), replaced)}
-
-    tensors = tensor_cache.cached_by_all(cache_dir() / "codes", key, compute)
-    return tensors["z"], tensors.get("shown", torch.arange(len(tensors["z"])))  # older files lack it
 
 
 def _taken(inputs: Inputs, rows: Tensor) -> Inputs:

@@ -37,7 +37,10 @@ class PriorRun(ConditionedRun):
     """
 
     method: Literal["prior"] = Field(description="a diffusion model of codes")
-    model: str = Field(min_length=1, description="folder of a trained semantic model, or of the run that trained one")
+    model: str = Field(
+        min_length=1,
+        description="a trained semantic model, or a latent one under a condition of kind image; its folder or run",
+    )
     net: SkipMLPConfig = SkipMLPConfig()
     schedule: ScheduleConfig = ScheduleConfig(kind="constant")
     timestep_sampling: TimestepSamplingConfig = Field(

@@ -131,8 +131,10 @@ class ConditionedRun(RunConfig):
 
     @model_validator(mode="after")
     def _check_condition(self) -> Self:
-        if not self.combines and (self.condition.picture is not None or len(self.condition.members) > 1):
+        if not self.combines and (self.condition.takes_pictures or len(self.condition.members) > 1):
             raise ValueError(f"condition of kind {self.condition.kind} is for method latent; expected a single one")
+        if self.flip and any(each.reads_pictures for each in self.condition.members):
+            raise ValueError("flip must be false: the embedding of an image is that of the picture as it is")
         return self
 
     @property

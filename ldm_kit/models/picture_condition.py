@@ -1,13 +1,15 @@
-"""The picture condition of a saved model: its file, and the maps that it makes of the pictures that a user gives."""
+"""What a saved model makes of the pictures that a user gives: maps, or the embedding of an image."""
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from conditioning.base import Inputs
 from conditioning.condition import Condition, ConditioningError
 from conditioning.inpainting import Inpainting
 from conditioning.pictures import IMAGE, LEVEL, Frame, PictureCondition, rows, unit
@@ -25,7 +27,19 @@ if TYPE_CHECKING:
 FILE = "picture_condition.json"
 INPAINT_CLASS = "StableDiffusionInpaintPipeline"  # diffusers' pipeline of models with mask and picture
 Pictures = Mapping[str, Tensor]
-"""What a user gives, by name: `image` uint8 [N, C, h, w], `mask` bool [N, h, w]; N is 1 for one that is for all."""
+"""What a user gives, by name: `image` uint8 [N, C, h, w], `mask` bool [N, h, w]; N is 1 for one that is for all.
+
+A model that is conditioned on an image takes `image` of any side, or `embedding`, float [N, D], in its place.
+"""
+EMBEDDING = "embedding"
+
+
+@dataclass(frozen=True, eq=False)
+class PictureInputs:
+    """What a denoiser gets of the pictures that a user gave, for B samples."""
+
+    maps: Condition | None = None  # those of a picture condition, which guidance keeps; None: there are none
+    encoded: Inputs = field(default_factory=dict)  # the conditioner's inputs made of an image, which guidance drops
 
 
 def write_picture_condition(folder: Path, condition: PictureCondition | None) -> None:
@@ -79,6 +93,8 @@ def check_pictures(
         UserError: the model needs pictures that are missing, or takes none, or they are of another size or number.
     """
     condition = pipeline.picture
+    if pipeline.conditioner.reads_pictures:
+        return _embeddings(pipeline, pictures or {}, count)
     if condition is None:
         if pictures:
             raise UserError(
@@ -100,11 +116,32 @@ def with_level(condition: PictureCondition | None, given: Mapping[str, Tensor], 
     return {**given, LEVEL: torch.full((len(given[IMAGE]),), level)}
 
 
+NEEDS_IMAGE = "this model is conditioned on an image; expected --image, a picture to vary"
+
+
+def _embeddings(pipeline: "Pipeline", pictures: Pictures, count: int) -> dict[str, Tensor]:
+    """Return the embedding of the image for each of `count` samples, as `embedding` [N, ...].
+
+    Raises:
+        UserError: there is neither an image nor an embedding, or it is of another shape, number or type.
+    """
+    if idle := [name for name in pictures if name not in (IMAGE, EMBEDDING)]:
+        raise UserError(f"--{idle[0]} is for other models; {NEEDS_IMAGE}")
+    if len(pictures) != 1:
+        raise UserError(NEEDS_IMAGE if not pictures else f"got an image and an embedding of one; {NEEDS_IMAGE}")
+    try:
+        embedding = pictures[EMBEDDING] if EMBEDDING in pictures else pipeline.embed(pictures[IMAGE])
+        pipeline.conditioner.embedded(embedding)
+        return rows({EMBEDDING: embedding}, slice(None), count)
+    except ConditioningError as error:
+        raise UserError(str(error)) from None
+
+
 @torch.no_grad()
-def picture_maps(
+def picture_inputs(
     pipeline: "Pipeline", given: Mapping[str, Tensor], seeds: Sequence[int], size: tuple[int, int]
-) -> Condition | None:
-    """Return the maps, and the noise level if there is one, of B samples; None: the model has no picture condition.
+) -> PictureInputs:
+    """Return what the denoiser of a model gets of the pictures of B samples; nothing if the model takes none.
 
     Args:
         pipeline: the model.
@@ -112,12 +149,14 @@ def picture_maps(
         seeds: B seeds, of which the noise of a picture with a noise level is drawn.
         size: height and width of a sample in pixels.
     """
+    if pipeline.conditioner.reads_pictures:
+        return PictureInputs(encoded=pipeline.conditioner.embedded(given[EMBEDDING]))
     if pipeline.picture is None:
-        return None
+        return PictureInputs()
     _, height, width = latent_shape_at(pipeline, size)
     frame = frame_of(pipeline.vae, (height, width), pipeline.device)
     there = {name: value.to(pipeline.device) for name, value in given.items()}
-    return pipeline.picture.condition(there, frame, SeedDraws(seeds))
+    return PictureInputs(pipeline.picture.condition(there, frame, SeedDraws(seeds)))
 
 
 def finished(condition: PictureCondition | None, pictures: Tensor, given: Mapping[str, Tensor]) -> Tensor:

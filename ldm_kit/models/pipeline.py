@@ -27,13 +27,22 @@ from ldm_kit.models.classifier import NoisyClassifier
 from ldm_kit.models.compatibility import LatentSpace
 from ldm_kit.models.components import Components
 from ldm_kit.models.consistency_folder import open_components
-from ldm_kit.models.decoding import autocast_network, decode_pictures
+from ldm_kit.models.decoding import autocast_network
 from ldm_kit.models.folder import ModelFolder, Noise
 from ldm_kit.models.guided import classifier_gradient, clipped, guided_denoiser, step_variance, with_scale
+from ldm_kit.models.image_prior import ImagePrior, with_prior
 from ldm_kit.models.lora import merge_lora
 from ldm_kit.models.lora_paths import LoraPath
 from ldm_kit.models.options import ResolvedOptions, SamplingOptions
-from ldm_kit.models.picture_condition import Pictures, check_pictures, finished, picture_maps, with_level
+from ldm_kit.models.picture_condition import (
+    NEEDS_IMAGE,
+    PictureInputs,
+    Pictures,
+    check_pictures,
+    finished,
+    picture_inputs,
+    with_level,
+)
 from ldm_kit.models.pipeline_parts import PipelineParts
 from ldm_kit.models.saved_sampling import SavedSampling
 from ldm_kit.models.saving import check_uncast, save_components
@@ -49,16 +58,19 @@ from ldm_kit.solvers.samplers import sample
 class Pipeline(PipelineParts):
     """A latent or pixel diffusion model: autoencoder, U-Net, conditioner and noise schedule, in evaluation mode."""
 
-    def condition(self, prompts: Sequence[str | int], maps: Condition | None = None) -> Condition:
+    def condition(self, prompts: Sequence[str | int], pictures: PictureInputs | None = None) -> Condition:
         """Encode B prompts, or classes by name or number ("" for an unconditional model), to a condition.
 
-        `maps` are those of the B pictures that condition the model (`picture_maps`); None: there are none.
+        `pictures` is what `picture_inputs` made of the B pictures that condition the model; None: there are none.
 
         Raises:
-            UserError: the model is conditioned on a picture, and there are no maps.
+            UserError: the model is conditioned on a picture, and there is none.
         """
         check_lists(prompts=prompts)
-        return self.encoded(self.conditioner.prepare(prompts), maps)
+        pictures = pictures or PictureInputs()
+        if self.conditioner.reads_pictures and not pictures.encoded:
+            raise UserError(NEEDS_IMAGE)
+        return self.encoded(self.conditioner.prepare(prompts) | pictures.encoded, pictures.maps)
 
     def encoded(self, inputs: Inputs, maps: Condition | None = None) -> Condition:
         """Return the condition of what the conditioner prepared, with `maps`; errors are those of `condition`."""
@@ -107,7 +119,7 @@ class Pipeline(PipelineParts):
         return NetworkDenoiser(network, self.schedule, self.target, self.variance == "learned_range")
 
     def guided_denoiser(
-        self, prompts: Sequence[str | int], options: ResolvedOptions, maps: Condition | None = None
+        self, prompts: Sequence[str | int], options: ResolvedOptions, pictures: PictureInputs | None = None
     ) -> Denoiser:
         """Return the denoiser wrapped in classifier-free guidance, then autoguidance, then clipping, as `options` ask.
 
@@ -116,9 +128,9 @@ class Pipeline(PipelineParts):
         Args:
             prompts: B prompts, encoded here for `autoguidance_model`; each call takes this model's own condition.
             options: sampling options, resolved for this model.
-            maps: maps of the B pictures that condition the model; None: there are none.
+            pictures: what the B pictures that condition the model give (`picture_inputs`); None: there are none.
         """
-        return guided_denoiser(self, prompts, options, maps)
+        return guided_denoiser(self, prompts, options, pictures)
 
     def labels(self, prompts: Sequence[str | int], options: SamplingOptions) -> Tensor | None:
         """Return class indices [B] to guide to, of `classifier_class` or else `prompts`; None: no classifier."""
@@ -158,21 +170,20 @@ class Pipeline(PipelineParts):
             NonFiniteError: a network, the guidance or a step gives NaN or infinity.
         """
         size = options.size(self)
+        if not pictures:
+            prompts, pictures = with_prior(self, prompts, seeds, options, pictures)
         given = with_level(self.picture, check_pictures(self, pictures, len(prompts), size), options.noise_level)
-        maps = with_size_condition(self, options, picture_maps(self, given, seeds, size), len(prompts))
-        denoiser, gradient = self.guided_denoiser(prompts, options, maps), classifier_gradient(self, prompts, options)
+        inputs, gradient = picture_inputs(self, given, seeds, size), classifier_gradient(self, prompts, options)
+        inputs = replace(inputs, maps=with_size_condition(self, options, inputs.maps, len(prompts)))
+        denoiser = self.guided_denoiser(prompts, options, inputs)
         if gradient is not None and options.algorithm == 2:
             denoiser, gradient = ClassifierGuided(denoiser, gradient), None
             denoiser = denoiser if options.clip == "published" else clipped(denoiser, options)
         shape = latent_shape_at(self, size)
         start = (rng.initial_noise(seeds, shape) if noise is None else noise).to(self.device)
-        cond, times = self.condition(prompts, maps), list(options.timesteps)
+        cond, times = self.condition(prompts, inputs), list(options.timesteps)
         steps = {"eta": options.eta, "gradient": gradient, "variance": step_variance(self.variance)}
         yield from self.finite.states(sample(options.solver, denoiser, start, times, cond, seeds=seeds, **steps))
-
-    def pictures(self, latents: Tensor) -> Tensor:
-        """Decode latents [B, Z, h, w] to uint8 [B, C, H, W] on the CPU; NonFiniteError: a value is NaN or infinite."""
-        return decode_pictures(self.vae, latents, self.precision)
 
     def generate(
         self,
@@ -192,7 +203,7 @@ class Pipeline(PipelineParts):
             batch_size: most pictures at once; halved when memory runs out.
             pictures: what conditions the samples, for a model conditioned on pictures: `image`, uint8 [N, C, h, w] or,
                 one for all samples, [1, C, h, w]; for inpainting also `mask`, bool [N, h, w], True where the picture is
-                made anew.
+                made anew; for variations of an image `embedding` [N, D], which `embed` returns, may stand for it.
 
         Yields:
             The next b pictures, uint8 [b, C, H, W] on the CPU, with b at most `batch_size`.
@@ -202,6 +213,7 @@ class Pipeline(PipelineParts):
         """
         check_lists(prompts=prompts, seeds=seeds)
         resolved, size = (options or SamplingOptions()).resolve(self), BatchSize.of(batch_size)
+        prompts, pictures = with_prior(self, prompts, seeds, resolved, pictures)
         given = check_pictures(self, pictures, len(prompts), resolved.size(self))
 
         def latents(indices: range) -> tuple[Tensor, Pictures]:
@@ -227,6 +239,8 @@ class Pipeline(PipelineParts):
         components = Components(self.vae, self.unet, self.conditioner, noise, self.picture)
         save_components(folder, components, self.saved.sampling)
         self.saved.write(folder)
+        if self.prior is not None:
+            self.prior.save(folder)
 
     @classmethod
     def load(
@@ -255,4 +269,5 @@ class Pipeline(PipelineParts):
         merge_lora(unet, conditioner, lora)
         if precision is not None:
             cast_weights(unet, precision)
-        return cls(vae, unet, conditioner, *noise[:2], precision, noise.variance, saved=saved, picture=picture)
+        parts: Any = {"saved": saved, "picture": picture, "prior": ImagePrior.load(opened, conditioner, device)}
+        return cls(vae, unet, conditioner, *noise[:2], precision, noise.variance, **parts)

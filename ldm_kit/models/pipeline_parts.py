@@ -5,16 +5,20 @@ from typing import TYPE_CHECKING, Any, Self
 
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel, UNet2DModel, VQModel
+from torch import Tensor
 
 from autoencoder.base import reduction
 from conditioning.base import Conditioner
 from conditioning.pictures import PictureCondition
+from ldm_kit.config import UserError
 from ldm_kit.diffusion.finite import FiniteCheck
 from ldm_kit.diffusion.posterior import VarianceType
 from ldm_kit.diffusion.prediction import PredictionType
 from ldm_kit.diffusion.schedule import Schedule, ScheduleConfig, build
 from ldm_kit.models.classifier import NoisyClassifier, first_stage_of
 from ldm_kit.models.compatibility import LatentSpace
+from ldm_kit.models.decoding import decode_pictures
+from ldm_kit.models.image_prior import ImagePrior
 from ldm_kit.models.saved_sampling import SavedSampling
 from ldm_kit.nets.guidance_embedding import takes_guidance_scale
 from ldm_kit.nets.size_embedding import takes_sizes
@@ -39,6 +43,7 @@ class PipelineParts:
     autoguidance_model: "Pipeline | None" = None  # weaker model for autoguidance; set by `with_guides`
     saved: SavedSampling = field(default_factory=SavedSampling)  # this model's own defaults of the sampling options
     picture: PictureCondition | None = None  # what pictures condition the model; None: none do
+    prior: ImagePrior | None = None  # samples the embeddings of images from prompts; None: there is none
     schedule: Schedule = field(init=False)
     finite: FiniteCheck = field(init=False, default_factory=FiniteCheck)  # finds NaN and infinity while sampling
 
@@ -49,6 +54,11 @@ class PipelineParts:
     def device(self) -> torch.device:
         """Device on which the networks are."""
         return next(self.unet.parameters()).device
+
+    @property
+    def takes_pictures(self) -> bool:
+        """Whether the model is conditioned on pictures: an image that is embedded, or a picture condition."""
+        return self.picture is not None or self.conditioner.reads_pictures
 
     @property
     def takes_scale(self) -> bool:
@@ -87,9 +97,28 @@ class PipelineParts:
         vae = None if self.vae is None else first_stage_of(self.vae)
         return LatentSpace(self.schedule_config, self.latent_shape, vae)
 
+    def embed(self, pictures: Tensor) -> Tensor:
+        """Return the embeddings, float32 [N, D] or [N, L, D] on the CPU, by which pictures condition this model.
+
+        Args:
+            pictures: uint8 [N, C, r, r] of any side; each vector of the result has a root mean square of 1.
+
+        Raises:
+            UserError: the model is conditioned on no image, or the pictures are of another type or shape.
+        """
+        if (reader := self.conditioner.image_conditioner) is None:
+            raise UserError("this model is conditioned on no image, so that it embeds none")
+        if pictures.dtype != torch.uint8 or pictures.ndim != 4 or pictures.shape[1] not in (1, 3, 4):
+            raise UserError(f"got pictures {pictures.dtype} {[*pictures.shape]}; expected uint8 [N, 1 | 3 | 4, r, r]")
+        return reader.embed(pictures)
+
+    def pictures(self, latents: Tensor) -> Tensor:
+        """Decode latents [B, Z, h, w] to uint8 [B, C, H, W] on the CPU; NonFiniteError: a value is NaN or infinite."""
+        return decode_pictures(self.vae, latents, self.precision)
+
     def to(self, device: torch.device | str) -> Self:
         """Move all networks, those of the guides too, to a device, in place; return this object."""
-        for module in (self.vae, self.unet, self.conditioner, self.classifier, self.autoguidance_model):
+        for module in (self.vae, self.unet, self.conditioner, self.classifier, self.autoguidance_model, self.prior):
             if module is not None:
                 module.to(device)  # pyright: ignore[reportArgumentType]  (diffusers decorates it)
         self.schedule = self.schedule.to(device)

@@ -107,7 +107,9 @@ class SavedSampling:
         """
         return min(self.sections.get(RECONSTRUCTION, {}).get(key, PUBLISHED_STEPS[key]), most)
 
-    def of_prior(self, steps: int | None, scale: float | None, most: int, conditioned: bool) -> tuple[int, float]:
+    def of_prior(
+        self, steps: int | None, scale: float | None, most: int, conditioned: bool, *, flag: str = "--guidance_scale"
+    ) -> tuple[int, float]:
         """Return DDIM steps and guidance scale for a prior over codes: as given, or as saved, or else 100 and 1.
 
         Args:
@@ -115,6 +117,7 @@ class SavedSampling:
             scale: the guidance scale that the user gave; None: not given.
             most: number of the prior's training timesteps, to which steps that were not given are limited.
             conditioned: whether a class or a prompt is given; without one the saved scale is not used.
+            flag: the flag of the scale, for the message.
 
         Raises:
             UserError: a scale other than 1 was given, but the prior's null condition was never trained.
@@ -122,7 +125,7 @@ class SavedSampling:
         prior = self.sections.get(PRIOR, {})
         trained = prior.get(_DROPOUT) != 0
         if scale is not None and scale != 1 and not trained:
-            raise UserError(f"--guidance_scale {UNTRAINED_NULL}")
+            raise UserError(f"{flag} {UNTRAINED_NULL}")
         own = prior.get("guidance_scale", 1.0) if conditioned and trained else 1.0
         count = min(prior.get("steps", 100), most) if steps is None else steps
         return count, own if scale is None else scale

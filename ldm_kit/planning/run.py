@@ -66,7 +66,7 @@ def run_plan(plan: PlanFiles, say: Callable[[str], object]) -> PlanResult:
     latent = configs[-1]
     if not isinstance(latent, LatentRun):
         raise UserError(f"{plan.stages[-1]} trains {method_name(latent)}; expected latent diffusion")
-    if latent.condition.picture is not None:
+    if latent.condition.takes_pictures:
         raise UserError(f"{plan.stages[-1]} is conditioned on pictures; train its stages with train-ae and train-ldm")
     spent = [_train_stage(plan, number, config, say) for number, config in enumerate(configs)]
     timed = [(seconds, expected) for seconds, expected in zip(spent, plan.seconds, strict=True) if seconds]

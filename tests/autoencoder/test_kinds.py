@@ -91,10 +91,16 @@ def config(folder, run, **more):
     net = {"widths": [8, 8], "layers_per_block": 1, "attention_levels": [False, True], "heads": 2, "norm_num_groups": 4}
     text = {"kind": "text", "width": 16, "layers": 1, "heads": 2, "vocabulary": 520, "length": 8}
     return {
-        "run": str(run), "autoencoder": str(folder), "unet": net, "condition": text, "optim": {"lr": 1e-3},
-        "train": {"steps": 2, "batch_size": 4}, "sample": {"solver": "ddim", "steps": 2}, "log": {"tensorboard": False, "pictures": 2},
+        "run": str(run),
+        "autoencoder": str(folder),
+        "unet": net,
+        "condition": text,
+        "optim": {"lr": 1e-3},
+        "train": {"steps": 2, "batch_size": 4},
+        "sample": {"solver": "ddim", "steps": 2},
+        "log": {"tensorboard": False, "pictures": 2},
         **more,
-    }  # fmt: skip
+    }
 
 
 def normalised(vae, pictures):

@@ -123,6 +123,8 @@ def test_kinds_and_markers_are_distinct():
 def test_saved_folders_name_the_library_and_class_of_a_component():
     entries = {
         "class_encoder": ("conditioning.labels", ("ClassEmbedder",)),
+        "image_embedder": ("conditioning.image_encoder", ("ImageEncoder",)),
+        "image_projection": ("conditioning.image_projection", ("ImageProjection",)),
         "text_encoder": ("transformers", ("CLIPTextModel",)),
         "tokenizer": ("transformers", ("CLIPTokenizer", "CLIPTokenizerFast")),
     }

@@ -14,6 +14,7 @@ from ldm_kit.methods.latent import Latent
 from ldm_kit.methods.latent_network import CONCAT, NOISE_LEVEL
 from ldm_kit.methods.train import open_method, train
 from ldm_kit.models.options import SamplingOptions
+from ldm_kit.models.picture_condition import PictureInputs
 from ldm_kit.models.pipeline import Pipeline
 from ldm_kit.nets.apply import apply_unet
 from tests.training.helpers import STAGE_2, TEXT, picture_folder, play, reset, settings
@@ -144,7 +145,7 @@ def test_guidance_keeps_the_picture_and_leaves_out_the_text(trained):
     pipeline = Pipeline.load(trained["inpaint"])
     options = SamplingOptions(steps=2, guidance_scale=3, clip="none").resolve(pipeline)
     x, t = torch.randn(2, 3, 16, 16), torch.tensor([20, 20])
-    maps = Condition(concat=torch.randn(2, 4, 16, 16))
+    maps = PictureInputs(Condition(concat=torch.randn(2, 4, 16, 16)))
     guided = pipeline.guided_denoiser(["a", "b"], options, maps)(x, t, pipeline.condition(["a", "b"], maps))
     with_text, without = (pipeline.denoiser()(x, t, pipeline.condition(p, maps)) for p in (["a", "b"], ["", ""]))
     assert torch.allclose(guided.x_0, without.x_0 + 3 * (with_text.x_0 - without.x_0), atol=1e-5)

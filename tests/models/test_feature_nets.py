@@ -17,7 +17,7 @@ from torch import nn
 from autoencoder import backbones
 from ldm_kit.config import UserError
 from ldm_kit.data.image_files import load_image
-from ldm_kit.models import clip_texts, feature_nets
+from ldm_kit.models import clip_texts, feature_nets, pretrained_images
 from ldm_kit.models.feature_nets import load_feature_net
 
 NAME = "test_vit"
@@ -145,7 +145,7 @@ def test_a_tag_of_open_clip_normalises_and_resizes_as_it_states(tower, monkeypat
     model, folder = tower
     entry = {"hf_hub": "kit/toy/", "mean": (0.5, 0.25, 0.5), "std": (0.5, 0.5, 0.125), "interpolation": "bilinear"}
     monkeypatch.setitem(open_clip.pretrained._PRETRAINED, "tiny-tower", {"toy": entry})
-    monkeypatch.setattr(feature_nets.sources, "snapshot", lambda *_, **__: folder)
+    monkeypatch.setattr(pretrained_images.sources, "snapshot", lambda *_, **__: folder)
     net, x = load_feature_net("open_clip:tiny-tower/toy"), pictures(16)
     torch.testing.assert_close(net(x).features, embeddings(model, x, entry["mean"], entry["std"]), atol=1e-5, rtol=1e-4)
     assert net.resize == (
@@ -208,7 +208,7 @@ def test_missing_weights_are_one_sentence_with_the_line_that_downloads_them(tmp_
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
     monkeypatch.setattr(backbones, "_answers", lambda url: False)
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
-    monkeypatch.setattr(feature_nets.sources, "snapshot", lambda *_, **__: None)
+    monkeypatch.setattr(pretrained_images.sources, "snapshot", lambda *_, **__: None)
     file = tmp_path / "checkpoints" / Path(feature_nets.INCEPTION_URL).name
     cases = {
         "inception": f"curl -L -o {file} {feature_nets.INCEPTION_URL} downloads them",

@@ -370,5 +370,7 @@ def test_help_names_the_commands():
         "reprompt",
         "img2img",
         "inpaint",
+        "blend",
+        "textdiff",
     ):
         assert name in done.out
