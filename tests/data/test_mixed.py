@@ -320,3 +320,13 @@ def test_a_broken_picture_of_a_part_is_replaced_within_it(tmp_path):
     batch = LatentBatches(pixels(joined), {"label": labels}, [], seed=0).__getitems__([(0, 4), (1, 3)])
     assert batch["inputs"]["label"][:, 0].tolist() == [5, 3]
     assert readable(Split(joined, joined, None), config).train.pictures([4]).flatten()[0] == 12
+
+
+def test_a_run_without_captions_asks_no_part_for_them(tmp_path):
+    """A template whose value lacks stops a run that is told captions, and no other."""
+    picture_folder(tmp_path / "in", count=12)
+    data = {**FOLDER, "path": str(tmp_path / "in"), "caption_template": "{style}"}
+    config = check(MixConfig, {"source": "mix", "parts": [{"share": 1, "data": data}] * 2}, "x.yaml")
+    assert len(load(config, captions=False).train) > 12
+    with pytest.raises(UserError, match="has no style"):
+        load(config)
