@@ -27,7 +27,7 @@ def conditions(
     names: Annotated[list[str] | None, typer.Argument(help=f"{', '.join(CLAIMS)}; all when left out")] = None,
     out: Annotated[Path, typer.Option(help="folder of the trainings and figures")] = Path("runs/benchmarks/conditions"),
     seeds: Annotated[int, typer.Option(min=1, help="trainings of each kind")] = 3,
-    count: Annotated[int, typer.Option(min=16, help="pictures of a row")] = 192,
+    count: Annotated[int, typer.Option(min=16, help="pictures of a row")] = 128,
     page: Annotated[bool, typer.Option("--page/--no_page", help="write the page conditions.md")] = True,
 ) -> None:
     """Measure conditions and starts from weights on small models of faces, trained if missing, and print the tables."""

@@ -29,6 +29,7 @@ from ldm_kit.data.faces.values import FACTORS
 from ldm_kit.data.factors import known_factors
 from ldm_kit.methods import read_run
 from ldm_kit.metrics.factor_reader import ReaderConfig
+from ldm_kit.models.pipeline import Pipeline
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # diffusers on numpy 2
 TINY = (
@@ -192,6 +193,12 @@ def test_right_values_are_those_of_the_caption(few_faces):
     assert share(right, ["beard", "clothes"]) == 1
 
 
+def test_distances_are_to_all_faces_of_a_group(few_faces):
+    split = faces("new")
+    everything = torch.cat([part.pictures(range(len(part))) for part in (split.train, split.heldout)])
+    assert face_judge().distance(everything, "new") < 1e-3 * face_judge().distance(everything, "old")
+
+
 def test_values_are_taken_in_turn(few_faces):
     number = len(faces("new").heldout)
     values = values_of(faces("new").heldout, number + 1)
@@ -288,11 +295,36 @@ def test_what_the_first_stage_restores_is_the_end_of_inpainting(bench):
     assert (made != truth).any(1)[masks].any()
 
 
-def test_scales_of_one_are_the_model_without_guidance_and_zero_leaves_a_part_out(bench):
-    one, none = Scaled((1.0, 1.0)).pictures(bench, 0), Scaled((0.0, 0.0)).pictures(bench, 0)
-    assert one.shape == (6, 3, 32, 32)
-    assert not torch.equal(one, none)
-    assert {*bench.figures(Scaled((1.0, 3.0)), 0)} == {"head", "clothes colour", "distance"}
+def test_prompts_and_scales_are_those_of_text_and_class(bench, monkeypatch):
+    asked: list[Any] = []
+    generate = Pipeline.generate
+
+    def recorded(self, prompts, seeds, options, *rest):
+        asked.append((prompts, [*seeds], options.guidance_scales))
+        return generate(self, prompts, seeds, options, *rest)
+
+    bench.runs.model("two", 0)
+    monkeypatch.setattr(Pipeline, "generate", recorded)
+    assert Scaled((1.0, 3.0)).pictures(bench, 0).shape == (6, 3, 32, 32)
+    records = [faces("old").heldout.records[i].fields for i in range(6)]
+    prompts = [f"{one['head']} || {one['clothes colour']}" for one in records]
+    assert asked == [(prompts, [*range(6)], (1.0, 3.0))]
+    sources = Pipeline.load(bench.runs.model("two", 0)).conditioner.sources
+    assert [*sources] == ["head", "class"]
+
+
+def test_shares_of_two_parts_are_those_of_their_factors(bench, monkeypatch):
+    right = torch.zeros(6, len(NAMED), dtype=torch.bool)
+    right[:, NAMED.index("clothes colour")] = True
+    right[:3, NAMED.index("skin")] = True
+    monkeypatch.setattr(FaceJudge, "right", lambda self, pictures, asked: right)
+    figures = Scaled((1.0, 1.0)).measure(bench, 0)
+    assert (figures["head"], figures["clothes colour"]) == (pytest.approx(1 / 6), 1.0)
+    tuned = Tuned("base", FEW).measure(bench, 0)
+    assert tuned["new hair colour"] == 0
+    assert tuned["old: other values"] == pytest.approx(1.5 / 5)
+    hidden = covered(factor_extents("old", 6), inpainting_masks(6, 32))
+    assert inpainting_figures(originals(bench), originals(bench))["covered values"] == right[hidden].double().mean()
 
 
 def test_a_claim_is_written_to_the_page_with_its_sheet(bench, tmp_path, monkeypatch):
