@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from benchmarks.claims.condition_ways import Inpainted, Restored, Scaled, Tuned
+from benchmarks.claims.condition_ways import Given, Inpainted, Restored, Scaled, Tuned
 from benchmarks.claims.paper_claims import Claim, Test
 from benchmarks.claims.paper_ways import Way
 
@@ -38,6 +38,7 @@ _SHARES = (" hair colour", ": other values")
 def _inpainting() -> Claim:
     replaced, resampled = "the known part replaced", f"resampled {REPEATS} times"
     rows: dict[str, Way] = {
+        "given": Given(),
         "trained": Inpainted("inpaint"),
         replaced: Inpainted("base", 1),
         resampled: Inpainted("base", REPEATS),

@@ -23,6 +23,7 @@ from ldm_kit.models.pipeline import Pipeline
 
 SAMPLING: Mapping[str, Any] = {"solver": "dpm++", "steps": 10, "guidance_scale": 2.0}
 INPAINT_STEPS = 20
+GREY = 128  # of 255
 OTHERS = tuple(factor for factor in NAMED if factor != "hair colour")
 
 
@@ -108,6 +109,21 @@ class Inpainted:
         """Return the figures of `inpainting_figures`, and seconds: processor time of the training."""
         figures = inpainting_figures(originals(bench), self.pictures(bench, seed))
         return {**figures, "seconds": bench.runs.seconds(self.model, seed)}
+
+
+@dataclass(frozen=True)
+class Given:
+    """What the models are given: held-out faces with grey in the masks. There is nothing to measure."""
+
+    def pictures(self, bench: Bench, seed: int) -> Tensor:
+        """Return the faces with grey in the masks, uint8 [N, C, R, R]."""
+        truth = originals(bench)
+        masks = inpainting_masks(len(truth), truth.shape[-1])
+        return truth.masked_fill(masks[:, None], GREY)
+
+    def measure(self, bench: Bench, seed: int) -> Figures:
+        """Return no figures."""
+        return {}
 
 
 @dataclass(frozen=True)

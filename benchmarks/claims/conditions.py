@@ -40,7 +40,7 @@ def conditions(
         if target is not None:
             write_section(target, "reader", reader)
         for name in selected:
-            Report("conditions", "conditions", MEASURES).publish(name, CLAIMS[name](), bench, target)
+            Report("conditions", "conditions", MEASURES, side=64).publish(name, CLAIMS[name](), bench, target)
 
 
 def reader_table() -> str:

@@ -49,11 +49,13 @@ class Report:
         command: the command of `python -m benchmarks.claims`.
         prefix: start of the names of the page's sections and of the sheets of pictures.
         measures: format of each measure, such as ".2f".
+        side: pixels along each side of a picture in a sheet, about.
     """
 
     command: str
     prefix: str
     measures: Mapping[str, str]
+    side: int = SIDE
 
     def publish(self, name: str, claim: Claim, bench: Bench, page: Path | None) -> None:
         """Measure a claim, print its tables, and write them and a sheet of pictures to a page; None: to no page."""
@@ -66,7 +68,7 @@ class Report:
             return
         sheet = page.with_name(f"{self.prefix}-{name}.png")
         if claim.sheet:
-            save_sheet(claim, bench, sheet)
+            save_sheet(claim, bench, sheet, self.side)
             text += f"\n\n![{name}: rows as in the table]({sheet.name})"
         write_section(page, f"{self.prefix} {name}", text)
         write_section(page, "verdicts", tally(page.read_text(encoding="utf-8")))
@@ -96,14 +98,21 @@ def _cell(seeds: Sequence[Figures], name: str, form: str) -> str:
     return f"{statistics.fmean(values):{form}} ({low} to {high})"
 
 
-def save_sheet(claim: Claim, bench: Bench, path: Path) -> None:
-    """Save pictures of the first seed as a PNG, a row of SHOWN for each way that has pictures."""
+def save_sheet(claim: Claim, bench: Bench, path: Path, side: int = SIDE) -> None:
+    """Save pictures of the first seed as a PNG, a row of SHOWN for each way that has pictures.
+
+    Args:
+        claim: the claim whose ways are shown.
+        bench: the trained runs.
+        path: the PNG.
+        side: pixels along each side of a picture, of which it gets a whole multiple of its own or fewer.
+    """
     few = replace(bench, count=SHOWN)
     ways = {name: way for name, way in claim.rows.items() if isinstance(way, Pictured)}
     shown = {name: way.pictures(few, bench.runs.seeds[0]) for name, way in ways.items()}
     captions = [name for name in shown for _ in range(SHOWN)]
     pictures = torch.cat([*shown.values()])
-    save_png(grid(pictures, SHOWN, max(1, SIDE // pictures.shape[-1]), captions), path, None)
+    save_png(grid(pictures, SHOWN, max(1, side // pictures.shape[-1]), captions), path, None)
 
 
 def verdicts_table(comparisons: Sequence[Comparison], formats: Mapping[str, str]) -> str:
