@@ -51,7 +51,7 @@ def _inpainting() -> Claim:
         for row in (replaced, resampled)
         for name, up in measures.items()
     ]
-    return Claim(rows, tests, sheet=True, count=96)
+    return Claim(rows, tests, sheet=True, count=72)
 
 
 def _two_scales() -> Claim:
@@ -75,7 +75,7 @@ def _two_scales() -> Claim:
                 measure,
             ),
         ]
-    return Claim(rows, tests, sheet=True)
+    return Claim(rows, tests, sheet=True, count=96)
 
 
 def _scales(text: float, of_class: float) -> str:
