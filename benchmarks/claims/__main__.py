@@ -7,8 +7,10 @@ editing       semantic codes and edits against true counterparts (trains for two
 measures      which measures rank known faults of pictures rightly (minutes)                    page evaluation.md
 estimators    estimators of attribute directions (a minute)                                     page editing.md
 papers        claims of the field's founding papers in miniature (trains for two hours)        page claims.md
+conditions    tuning, LoRA, inpainting and two guidance scales on faces (trains for an hour)   page conditions.md
 """
 
+from benchmarks.claims.conditions import conditions
 from benchmarks.claims.editing import editing
 from benchmarks.claims.estimators import estimators
 from benchmarks.claims.fidelity import fidelity
@@ -19,4 +21,4 @@ from benchmarks.claims.quality import quality
 from ldm_kit.cli import run_cli
 
 if __name__ == "__main__":
-    run_cli([guidance, quality, fidelity, editing, estimators, measures, papers])
+    run_cli([guidance, quality, fidelity, editing, estimators, measures, papers, conditions])

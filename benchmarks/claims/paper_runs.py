@@ -3,12 +3,13 @@
 import json
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from benchmarks.claims.paper_pooled import pooled_captions
+from ldm_kit.data.images import Split
 from ldm_kit.methods.train import train
 
 CONFIGS = Path("configs/benchmarks/claims")
@@ -26,6 +27,8 @@ class Variant:
     overrides: tuple[str, ...] = ()
     needs: tuple[str, ...] = ()  # variants whose runs this one starts from
     context: Callable[[], AbstractContextManager[None]] = nullcontext  # in which it is trained and sampled
+    data: Callable[[], Split] | None = None  # returns the pictures to train on; None: those of the config
+    shared: bool = False  # whether it is trained once, with seed 0, for all seeds
 
 
 _LEARNED = "variance=learned_range"
@@ -79,29 +82,40 @@ class Runs:
         folder: the folder of all runs.
         seeds: seeds of the trainings.
         overrides: KEY=VALUE for all trainings, such as `train.steps=2`; for tests.
+        variants: the trainings by name.
+        configs: the folder of their configs.
     """
 
     folder: Path
     seeds: Sequence[int] = (0, 1, 2)
     overrides: tuple[str, ...] = ()
+    variants: Mapping[str, Variant] = field(default_factory=lambda: VARIANTS)
+    configs: Path = CONFIGS
 
     def path(self, name: str, seed: int) -> Path:
         """Return the run's folder, which may not exist yet."""
-        return self.folder / f"{name}-{seed}"
+        return self.folder / f"{name}-{0 if self.variants[name].shared else seed}"
 
     def model(self, name: str, seed: int) -> Path:
         """Return the folder of the saved model of a variant and seed; it and what it needs are trained if missing.
 
         A training that was cut off is begun anew.
         """
-        run, variant = self.path(name, seed), VARIANTS[name]
+        run, variant = self.path(name, seed), self.variants[name]
+        if variant.shared:
+            seed = 0
         if not (run / "model").is_dir():
             needed = {need: self.model(need, seed).parent for need in variant.needs}
             changes = [override.format_map(needed) if needed else override for override in variant.overrides]
             shutil.rmtree(run, ignore_errors=True)
             start = time.process_time()
+            given = {} if variant.data is None else {"data": variant.data()}
             with variant.context():
-                train(CONFIGS / f"{variant.config}.yaml", [f"run={run}", f"seed={seed}", *changes, *self.overrides])
+                train(
+                    self.configs / f"{variant.config}.yaml",
+                    [f"run={run}", f"seed={seed}", *changes, *self.overrides],
+                    **given,
+                )
             (run / SECONDS).write_text(json.dumps(time.process_time() - start), encoding="utf-8")
         return run / "model"
 

@@ -1,0 +1,101 @@
+"""What is claimed of conditions, as data: ways of getting figures, and which is said to be better."""
+
+from collections.abc import Mapping
+
+from benchmarks.claims.condition_ways import Given, Inpainted, Restored, Scaled, Tuned
+from benchmarks.claims.paper_claims import Claim, Test
+from benchmarks.claims.paper_ways import Way
+
+_HU, _LESS = "Hu et al. 2022", 'Biderman et al. 2024, "LoRA Learns Less and Forgets Less"'
+_TUNING, _LDM, _CHAIN = "expected of tuning", "Rombach et al. 2022, section 4.5", "Brooks et al. 2023, section 3.2"
+REPEATS = 4  # of a step with resampling
+STRONG = 3.0  # a guidance scale at which a condition is followed more closely than at 1
+
+
+def _tuning() -> Claim:
+    rows = {
+        "the base": Tuned("base"),
+        "all weights": Tuned("init"),
+        "LoRA": Tuned("lora"),
+        "from nothing": Tuned("nothing"),
+    }
+    tests: list[Test] = []
+    for row, source in (("all weights", _TUNING), ("LoRA", _HU)):
+        better = f"{row}: after equal computing, better than from nothing: "
+        measures = {"new hair colour": True, "new: other values": True, "new: distance": False}
+        tests += [Test(better + name, source, row, "from nothing", name, up) for name, up in measures.items()]
+    tests.append(
+        Test("tuning all weights learns more than LoRA", _LESS, "all weights", "LoRA", "new hair colour", True)
+    )
+    tests += [Test("LoRA forgets less", _LESS, "LoRA", "all weights", f"old{name}", True) for name in _SHARES]
+    tests.append(Test("tuning all weights forgets", _TUNING, "all weights", "the base", "old hair colour"))
+    return Claim(rows, tests, sheet=True)
+
+
+_SHARES = (" hair colour", ": other values")
+
+
+def _inpainting() -> Claim:
+    replaced, resampled = "the known part replaced", f"resampled {REPEATS} times"
+    rows: dict[str, Way] = {
+        "given": Given(),
+        "trained": Inpainted("inpaint"),
+        replaced: Inpainted("base", 1),
+        resampled: Inpainted("base", REPEATS),
+        "the truth through the first stage": Restored(),
+    }
+    measures = {"masked psnr": True, "seam": False, "covered values": True}
+    claims = {"masked psnr": "nearer to the truth", "seam": "less of a seam", "covered values": "truer to captions"}
+    tests = [
+        Test(f"a model trained to inpaint is {claims[name]}", _LDM, "trained", row, name, up)
+        for row in (replaced, resampled)
+        for name, up in measures.items()
+    ]
+    return Claim(rows, tests, sheet=True, count=72)
+
+
+def _two_scales() -> Claim:
+    pairs = [(0.0, 1.0), (1.0, 0.0), (1.0, 1.0), (STRONG, 1.0), (1.0, STRONG), (STRONG, STRONG)]
+    rows = {_scales(*pair): Scaled(pair) for pair in pairs}
+    text, of_class = ("text", "head", (STRONG, 1.0), (0.0, 1.0)), ("class", "clothes colour", (1.0, STRONG), (1.0, 0.0))
+    tests: list[Test] = []
+    for (name, measure, strong, without), other in ((text, of_class), (of_class, text)):
+        a, b = _scales(*strong), _scales(1, 1)
+        tests += [
+            Test(f"a larger scale of the {name} follows it more closely", _CHAIN, a, b, measure, True),
+            Test(
+                f"... and more than a larger scale of the {other[0]} does", _CHAIN, a, _scales(*other[2]), measure, True
+            ),
+            Test(f"the scale 0 of the {name} leaves it out", _CHAIN, _scales(*without), b, measure),
+            Test(
+                f"... more than the scale 0 of the {other[0]} does",
+                _CHAIN,
+                _scales(*without),
+                _scales(*other[3]),
+                measure,
+            ),
+        ]
+    return Claim(rows, tests, sheet=True, count=96)
+
+
+def _scales(text: float, of_class: float) -> str:
+    return f"text {text:g}, class {of_class:g}"
+
+
+CLAIMS = {"tuning": _tuning, "inpainting": _inpainting, "two-scales": _two_scales}
+MEASURES: Mapping[str, str] = {  # name of a measure -> format
+    "new hair colour": ".3f",
+    "new: other values": ".3f",
+    "new: distance": ".2f",
+    "old hair colour": ".3f",
+    "old: other values": ".3f",
+    "old: distance": ".2f",
+    "masked psnr": ".2f",
+    "border contrast": ".3f",
+    "seam": ".3f",
+    "covered values": ".3f",
+    "head": ".3f",
+    "clothes colour": ".3f",
+    "distance": ".2f",
+    "seconds": ".0f",
+}

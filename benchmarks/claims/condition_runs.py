@@ -1,0 +1,39 @@
+"""The trainings of the benchmark of conditions: a shared first stage, text models of some hair colours, and more.
+
+Steps are chosen so that trainings that are compared take the same processor time; what they took stands on the page.
+"""
+
+from functools import partial
+from pathlib import Path
+
+from benchmarks.claims.condition_data import faces
+from benchmarks.claims.paper_runs import Variant
+
+CONFIGS = Path("configs/benchmarks/conditions")
+BASE_STEPS = 600
+TUNED_STEPS = {"init": 120, "lora": 180, "nothing": 120}  # of equal processor time
+_OLD, _NEW = partial(faces, "old"), partial(faces, "new")
+_STAGE = "autoencoder={first-stage}"
+_FROM_BASE = (_STAGE, "init={base}")
+_TUNED = ("first-stage", "base", "latents-new")
+_TEXT = "kind: text, width: 128, layers: 2, heads: 4, vocabulary: 1024, length: 26"  # as in configs' faces.yaml
+_INPAINT = f"condition=[{{{{{_TEXT}}}}}, {{{{kind: inpainting, boxes: 0.5, strokes: 0.3}}}}]"
+_TWO = f"condition=[{{{{{_TEXT}, column: head}}}}, {{{{kind: class, width: 128}}}}]"
+
+VARIANTS = {
+    "first-stage": Variant("faces_kl", shared=True),
+    # one step, which encodes and caches the latents, so that no training that is timed has to
+    "latents-old": Variant("faces", (_STAGE, "train.steps=1"), ("first-stage",), data=_OLD, shared=True),
+    "latents-new": Variant("faces", (_STAGE, "train.steps=1"), ("first-stage",), data=_NEW, shared=True),
+    "base": Variant("faces", (_STAGE, f"train.steps={BASE_STEPS}"), ("first-stage", "latents-old"), data=_OLD),
+    "init": Variant("faces", (*_FROM_BASE, f"train.steps={TUNED_STEPS['init']}"), _TUNED, data=_NEW),
+    "lora": Variant(
+        "faces",
+        (*_FROM_BASE, "lora.rank=8", "optim.lr=1.0e-2", f"train.steps={TUNED_STEPS['lora']}"),
+        _TUNED,
+        data=_NEW,
+    ),
+    "nothing": Variant("faces", (_STAGE, f"train.steps={TUNED_STEPS['nothing']}"), _TUNED, data=_NEW),
+    "inpaint": Variant("faces", (*_FROM_BASE, _INPAINT, "train.steps=160"), ("first-stage", "base"), data=_OLD),
+    "two": Variant("faces", (*_FROM_BASE, _TWO, "train.steps=160"), ("first-stage", "base"), data=_OLD),
+}
