@@ -15,7 +15,8 @@ pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:Depreca
 
 
 @pytest.fixture
-def page(library, tmp_path) -> Page:
+def page(library, tmp_path, monkeypatch) -> Page:
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path / "uploads"))
     page = Page(library, Workspace(tmp_path))
     in_event_loop(page.build)
     return page
@@ -25,7 +26,11 @@ def sent(page: Page, updates: list[Any]) -> dict[str, dict[str, Any]]:
     """Updates by the id of the element that they are for."""
     outputs = page._chosen_outputs
     assert len(updates) == len(outputs)
-    return {output.elem_id: new for output, new in zip(outputs, updates, strict=True) if isinstance(new, dict)}
+    return {
+        output.elem_id: new
+        for output, new in zip(outputs, updates, strict=True)
+        if isinstance(new, dict) and new != gr.skip()
+    }
 
 
 @pytest.mark.parametrize("name", ["text", "pixels", "inpaint", "diffae", "prior"])
@@ -63,7 +68,7 @@ def test_a_result_that_is_gone_is_a_sentence(page):
 
 
 def test_a_restored_result_is_shown_in_its_tab(page):
-    each = result(page.workspace, prompt="red")
+    each = result(page.workspace, 3, prompt="red")
     other = result(page.workspace, prompt="blue")
     made = [Result("Sample", "text", one.folder, {**one.values}, key="sample") for one in (other, each)]
     updates = page._restored(made, each.folder.name)
@@ -72,7 +77,7 @@ def test_a_restored_result_is_shown_in_its_tab(page):
     new = dict(zip([getattr(output, "elem_id", None) for output in page._restore_outputs], updates, strict=True))
     assert new["sample-prompt"]["value"] == "red"
     assert new["tabs"].selected == "sample"
-    assert each.folder.name in str(new["sample-pictures"].value)
+    assert len(new["sample-pictures"].value) == 3
 
 
 def test_columns_fill_the_panel():
