@@ -1,4 +1,4 @@
-"""Encode pictures to latents and decode them, with first stages of all classes of `autoencoder.kinds` alike.
+"""Encode pictures to latents and decode them, with first stages of all classes of `autoencoder.classes` alike.
 
 A picture x is [B, C, H, W] in [-1, 1]; a latent z is [B, Z, h, w]. `encode` and `decode` use *normalised* latents,
 which the U-Net is trained on; `posterior`, `reconstruct` and `Autoencode` use raw ones, which the KL term is defined
@@ -13,7 +13,7 @@ from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from diffusers.models.autoencoders.vq_model import VQModel
 from torch import Tensor, nn
 
-from autoencoder.kinds import KINDS, FirstStage, Kind, full, kind_of, render
+from autoencoder.classes import KINDS, FirstStage, Kind, full, kind_of, render
 from autoencoder.quantiser import Quantised, quantise
 
 Vae = TypeVar("Vae", bound=FirstStage)

@@ -7,7 +7,7 @@ from types import MappingProxyType
 from typing import Any
 
 from autoencoder.base import AutoencoderError, Vae
-from autoencoder.kinds import KINDS, FirstStage
+from autoencoder.classes import KINDS, FirstStage
 
 _NAMES = ("vae", "vqvae")  # names of the autoencoder's folder inside a diffusers pipeline's
 CLASSES = MappingProxyType({kind.__name__: kind for kind in KINDS})

@@ -15,7 +15,7 @@ from diffusers.models.autoencoders.vq_model import VQModel
 from torch import Tensor, nn
 
 from autoencoder.base import AutoencoderError, affine, encode, float64
-from autoencoder.kinds import FirstStage
+from autoencoder.classes import FirstStage
 
 
 @dataclass(frozen=True, eq=False)

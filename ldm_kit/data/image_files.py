@@ -11,7 +11,6 @@ import zlib
 from pathlib import Path
 from typing import Annotated, NamedTuple
 
-import numpy as np
 import torch
 from PIL import Image, ImageColor, ImageOps
 from pydantic import AfterValidator
@@ -20,11 +19,10 @@ from torch import Tensor
 from ldm_kit.config import UserError
 from ldm_kit.data.colour_profiles import Profile, conversion_of
 from ldm_kit.data.image_kinds import FORMATS, formats_of
+from ldm_kit.data.pixels import MODES, alpha_of, eight_bits, fitted, plain
 
 PIXEL_LIMIT = 64_000_000  # default for the most pixels that the header of an image file may promise
-_WHITE = (255, 255, 255)
 _ORIENTATION, _TURNED = 0x0112, (5, 6, 7, 8)  # EXIF's tag of the orientation, and its values that swap width and height
-_MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 _BOMBS = (Image.DecompressionBombError, Image.DecompressionBombWarning)
 _BROKEN = (OSError, SyntaxError, ValueError, TypeError, EOFError, KeyError, IndexError, struct.error, zlib.error)
 
@@ -109,45 +107,13 @@ def load_image(
         BadPicture: the file does not exist, is no image, is truncated, or has more than `pixel_limit` pixels.
         UserError: `background` is no colour, or `channels` is not 1, 3 or 4.
     """
-    if channels not in _MODES:
+    if channels not in MODES:
         raise UserError(f"channels is {channels}; expected 1 (grey), 3 (RGB) or 4 (RGBA)")
     rgb = colour(background)
     path = path if isinstance(path, Encoded) else Path(path)
     image = decode(path, pixel_limit).image
     picture = fitted(image, resolution, channels, rgb)
     return torch.cat([picture, alpha_of(image, resolution)]) if alpha else picture
-
-
-def fitted(
-    image: Image.Image,
-    resolution: int | tuple[int, int],
-    channels: int,
-    background: tuple[int, int, int] = _WHITE,
-) -> Tensor:
-    """Scale (Lanczos) and centre-crop a decoded image to a given size, uint8 [channels, height, width].
-
-    Args:
-        image: the image.
-        resolution: pixels along each side of a square picture; or height and width.
-        channels: 1 (grey), 3 (RGB) or 4 (RGBA).
-        background: colour (red, green, blue), 0..255, under transparent pixels, unless `channels` is 4.
-    """
-    height, width = (resolution, resolution) if isinstance(resolution, int) else resolution
-    flat = _to_mode(image, channels, background)
-    scaled = ImageOps.fit(flat, (width, height), Image.Resampling.LANCZOS)
-    pixels = np.array(scaled, dtype=np.uint8).reshape(height, width, channels)
-    return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
-
-
-def alpha_of(image: Image.Image, resolution: int | tuple[int, int]) -> Tensor:
-    """Return a decoded image's alpha (0 transparent, 255 opaque), scaled and cropped as by `fitted`: uint8 [1, H, W].
-
-    It is scaled with non-negative weights (bilinear, antialiased): 0 where all that is averaged is transparent.
-    """
-    layer = image.convert("RGBA").getchannel("A")
-    height, width = (resolution, resolution) if isinstance(resolution, int) else resolution
-    scaled = ImageOps.fit(layer, (width, height), Image.Resampling.BILINEAR)
-    return torch.from_numpy(np.array(scaled, dtype=np.uint8))[None]
 
 
 def decode(path: Path | Encoded, pixel_limit: int = PIXEL_LIMIT) -> Decoded:
@@ -166,7 +132,7 @@ def decode(path: Path | Encoded, pixel_limit: int = PIXEL_LIMIT) -> Decoded:
             except _BROKEN as error:
                 raise BadPicture(path, f"broken or truncated image ({_short_text(error)})") from None
         try:
-            return Decoded(_plain(colours.apply(_eight_bits(image))), mode, colours.profile)
+            return Decoded(plain(colours.apply(eight_bits(image))), mode, colours.profile)
         except _BROKEN as error:
             raise BadPicture(path, f"cannot be converted ({_short_text(error)})") from None
 
@@ -231,39 +197,6 @@ def _open(path: Path | Encoded, pixel_limit: int) -> Image.Image:
             raise BadPicture(path, kind) from None
         except _BROKEN as error:
             raise BadPicture(path, f"cannot be opened ({_short_text(error)})") from None
-
-
-def _to_mode(image: Image.Image, channels: int, background: tuple[int, int, int]) -> Image.Image:
-    """Convert an image to 1 (L), 3 (RGB) or 4 (RGBA) channels; for 1 and 3, lay it over the background colour."""
-    if not image.has_transparency_data:
-        return image.convert("RGB").convert(_MODES[channels])
-    layer = image.convert("RGBA")
-    if channels == 4:
-        return layer
-    canvas = Image.new("RGBA", layer.size, (*background, 255))
-    canvas.alpha_composite(layer)
-    return canvas.convert("RGB").convert(_MODES[channels])
-
-
-def _eight_bits(image: Image.Image) -> Image.Image:
-    """Convert 16-bit grey (Pillow's modes I;16 and I) to 8 bits, scaled by 255 / 65535; return others unchanged.
-
-    Raises:
-        ValueError: pixels are floats, or lie outside 0..65535.
-    """
-    if not image.mode.startswith("I") and image.mode != "F":
-        return image
-    values = np.asarray(image)
-    if image.mode == "F" or values.min() < 0 or values.max() > 65535:
-        raise ValueError("pixels of more than 16 bits have no agreed scale; save the picture with 8 or 16 bits")
-    return Image.fromarray(np.round(values.astype(np.float32) / 257).astype(np.uint8))
-
-
-def _plain(image: Image.Image) -> Image.Image:
-    """Convert an image with a palette, in CMYK or another mode to RGB, or to RGBA if it has transparency."""
-    if image.mode in ("L", "LA", "RGB", "RGBA"):
-        return image
-    return image.convert("RGBA" if image.has_transparency_data else "RGB")
 
 
 def _pixels(width: int, height: int) -> str:

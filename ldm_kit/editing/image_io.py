@@ -11,7 +11,8 @@ from torch import Tensor
 from ldm_kit.config import UserError
 from ldm_kit.data.colour_profiles import describe
 from ldm_kit.data.folder import FolderConfig
-from ldm_kit.data.image_files import BadPicture, decode, fitted
+from ldm_kit.data.image_files import BadPicture, decode
+from ldm_kit.data.pixels import fitted
 from ldm_kit.editing.context import EditContext, EditResult
 from ldm_kit.editing.options import ANIMATION_FORMATS, MIN_DURATION
 from ldm_kit.models.protocol import Semantic

@@ -18,8 +18,9 @@ from ldm_kit.inference.evaluate_latents import LATENTS, latent_figures
 from ldm_kit.inference.evaluate_plan import of_other_networks, plan, without_factors
 from ldm_kit.inference.evaluate_reference import Reference, open_reference, prompts_of, run_of
 from ldm_kit.inference.evaluate_report import Evaluation
+from ldm_kit.inference.evaluate_sampled import Sampled, Subject
 from ldm_kit.inference.evaluate_semantic import Semantics
-from ldm_kit.inference.evaluate_subjects import Sampled, Subject, open_subject
+from ldm_kit.inference.evaluate_subjects import open_subject
 from ldm_kit.inference.likelihood import check_times
 from ldm_kit.inference.likelihood_terms import BoundOptions
 from ldm_kit.inference.requests import EvaluationRequest, GuideModels

@@ -12,8 +12,8 @@ from ldm_kit.inference.evaluate_autoencoders import Reconstructed
 from ldm_kit.inference.evaluate_job import Job, prepare
 from ldm_kit.inference.evaluate_reference import same_data
 from ldm_kit.inference.evaluate_report import Evaluation, format_number, write_json
+from ldm_kit.inference.evaluate_sampled import Sampled, Subject
 from ldm_kit.inference.evaluate_semantic import Semantics
-from ldm_kit.inference.evaluate_subjects import Sampled, Subject
 from ldm_kit.inference.requests import EvaluationRequest, GuideModels
 from ldm_kit.metrics.intervals import t_interval
 from ldm_kit.models.measures import Better, Figure

@@ -9,7 +9,8 @@ from torch import Tensor
 from conditioning.condition import ConditioningError
 from conditioning.pictures import IMAGE, MASK
 from ldm_kit.config import UserError
-from ldm_kit.data.image_files import decode, fitted, load_image
+from ldm_kit.data.image_files import decode, load_image
+from ldm_kit.data.pixels import fitted
 from ldm_kit.inference.requests import GenerationRequest
 from ldm_kit.models.picture_condition import check_pictures
 from ldm_kit.models.pipeline import Pipeline

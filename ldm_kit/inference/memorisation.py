@@ -18,8 +18,9 @@ from ldm_kit.data.images import PictureSet, Split
 from ldm_kit.inference.evaluate_autoencoders import Reconstructed
 from ldm_kit.inference.evaluate_processes import on_all_processes
 from ldm_kit.inference.evaluate_reference import Reference, open_reference, run_of
+from ldm_kit.inference.evaluate_sampled import Sampled, Subject
 from ldm_kit.inference.evaluate_semantic import Semantics
-from ldm_kit.inference.evaluate_subjects import Sampled, Subject, open_subject
+from ldm_kit.inference.evaluate_subjects import open_subject
 from ldm_kit.inference.memorisation_search import NEAREST, distances
 from ldm_kit.inference.requests import EvaluationRequest, GuideModels, MemorisationRequest
 from ldm_kit.memory import BatchSize

@@ -2,8 +2,8 @@
 
 Paper:    Rombach et al. 2022, "High-Resolution Image Synthesis with Latent Diffusion Models", sections 3.2 and 3.3.
 Idea:     diffuse the latents of a frozen autoencoder; the U-Net attends to a text or class encoder tau_theta(y). It
-          may also learn the variance of the reverse steps (Nichol & Dhariwal 2021, section 3.1), or take the guidance
-          scale as input and predict the guided output (Tang et al. 2025, arXiv 2502.12154; Meng et al. 2023).
+          may also learn the variance of the reverse steps (Nichol & Dhariwal 2021, section 3.1), or predict the
+          guided output, given the scale (Tang et al. 2025, arXiv 2502.12154; Meng et al. 2023).
 Parts:    cached latents, a conditioner (trained jointly; or frozen, with cached outputs; or none), a U-Net.
 Run:      accelerate launch train_ldm.py configs/faces/ldm_text.yaml
 Expected: see the header of that config.
@@ -155,9 +155,8 @@ class Latent(Method[LatentRun]):
     def losses(self, batch: Mapping[str, Any], step: int) -> Iterator[LossTerm]:
         """Yield a batch's loss; if the loss contains the variational bound, log the mean of its terms as `vb`.
 
-        `batch` is from `LatentBatches`: mean and logvar of latents, positions, and the conditioner's inputs.
-        The run's seed and a sample's position (its number among all samples of the run) determine its noise, timestep
-        and condition dropout; `step` is not used.
+        `batch` is from `LatentBatches`. Noise, timestep and condition dropout of a sample are functions of the run's
+        seed and its position (its number among all samples of the run); `step` is not used.
         """
         position = batch["position"]
         t, weight = self.times.draw(position)
@@ -172,8 +171,7 @@ class Latent(Method[LatentRun]):
             losses = losses / cast_like(scale, losses).square()
         self.times.meet(position, t, losses)
         weight = torch.ones_like(losses) if weight is None else cast_like(weight, losses)
-        logs = {} if errors.bits is None else {"vb": (errors.bits * weight).mean()}
-        yield "denoiser", (losses * weight).mean(), logs
+        yield "denoiser", (losses * weight).mean(), {} if errors.bits is None else {"vb": (errors.bits * weight).mean()}
 
     def _guided(
         self, noised: NoisedBatch, inputs: Inputs, scale: Tensor | None

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from autoencoder import saved
-from autoencoder.kinds import FirstStage
+from autoencoder.classes import FirstStage
 from ldm_kit.config import UserError, cache_dir
 from ldm_kit.training.checkpoint import MANIFEST, sha256_all
 from ldm_kit.viz.png import tolerate_oserror, write_atomic

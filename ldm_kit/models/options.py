@@ -14,6 +14,7 @@ from ldm_kit.config import UserError, check
 from ldm_kit.diffusion.respacing import Spacing, respaced_timesteps
 from ldm_kit.models.condition_options import check_conditions
 from ldm_kit.models.flow_shift import SHIFTS, flow_shift_of, shift_times
+from ldm_kit.models.own_settings import own_settings
 from ldm_kit.models.sampler_options import (
     DEFAULT_LEVEL,
     OF_CONDITION,
@@ -21,7 +22,6 @@ from ldm_kit.models.sampler_options import (
     UNTRAINED_NULL,
     SamplerOptions,
     check_scale,
-    own_settings,
 )
 from ldm_kit.models.sizes import SizeConditionOptions
 from ldm_kit.solvers.table import DIFFUSERS_PREFIX, find_sampler, names_where

@@ -14,8 +14,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from conditioning.base import Condition, Inputs
-from ldm_kit.config import UserError
 from ldm_kit.data.lists import check_lists
 from ldm_kit.diffusion import rng
 from ldm_kit.diffusion.denoiser import Denoiser, NetworkDenoiser
@@ -35,7 +33,6 @@ from ldm_kit.models.lora import merge_lora
 from ldm_kit.models.lora_paths import LoraPath
 from ldm_kit.models.options import ResolvedOptions, SamplingOptions
 from ldm_kit.models.picture_condition import (
-    NEEDS_IMAGE,
     PictureInputs,
     Pictures,
     check_pictures,
@@ -57,33 +54,6 @@ from ldm_kit.solvers.samplers import sample
 @dataclass(eq=False)
 class Pipeline(PipelineParts):
     """A latent or pixel diffusion model: autoencoder, U-Net, conditioner and noise schedule, in evaluation mode."""
-
-    def condition(self, prompts: Sequence[str | int], pictures: PictureInputs | None = None) -> Condition:
-        """Encode B prompts, or classes by name or number ("" for an unconditional model), to a condition.
-
-        `pictures` is what `picture_inputs` made of the B pictures that condition the model; None: there are none.
-
-        Raises:
-            UserError: the model is conditioned on a picture, and there is none.
-        """
-        check_lists(prompts=prompts)
-        pictures = pictures or PictureInputs()
-        if self.conditioner.reads_pictures and not pictures.encoded:
-            raise UserError(NEEDS_IMAGE)
-        return self.encoded(self.conditioner.prepare(prompts) | pictures.encoded, pictures.maps)
-
-    def encoded(self, inputs: Inputs, maps: Condition | None = None) -> Condition:
-        """Return the condition of what the conditioner prepared, with `maps`; errors are those of `condition`."""
-        if self.picture is not None and maps is None:
-            needed = self.picture.describe((self.resolution, self.resolution))
-            raise UserError(f"this model is conditioned on a picture; expected {needed}")
-        if self.takes_sizes and (maps is None or maps.sizes is None):
-            raise UserError("this model is conditioned on sizes of pictures, as sample.py samples it; expected another")
-        condition = self.conditioner(**{name: value.to(self.device) for name, value in inputs.items()})
-        for value in (condition.tokens, condition.vector):
-            if value is not None:
-                self.finite.note("the encoder of prompts or classes", value)
-        return condition if maps is None else condition.joined(maps)
 
     def network(self, options: ResolvedOptions | None = None) -> Callable[..., Any]:
         """Return the U-Net as a function of (x, t, cond); with `options` it also gets their guidance scale."""

@@ -1,5 +1,6 @@
 """The parts of a diffusion model: its networks, its noise schedule, and what follows from these alone."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Self
 
@@ -8,9 +9,10 @@ from diffusers import AutoencoderKL, UNet2DConditionModel, UNet2DModel, VQModel
 from torch import Tensor
 
 from autoencoder.base import reduction
-from conditioning.base import Conditioner
+from conditioning.base import Condition, Conditioner, Inputs
 from conditioning.pictures import PictureCondition
 from ldm_kit.config import UserError
+from ldm_kit.data.lists import check_lists
 from ldm_kit.diffusion.finite import FiniteCheck
 from ldm_kit.diffusion.posterior import VarianceType
 from ldm_kit.diffusion.prediction import PredictionType
@@ -19,6 +21,7 @@ from ldm_kit.models.classifier import NoisyClassifier, first_stage_of
 from ldm_kit.models.compatibility import LatentSpace
 from ldm_kit.models.decoding import decode_pictures
 from ldm_kit.models.image_prior import ImagePrior
+from ldm_kit.models.picture_condition import NEEDS_IMAGE, PictureInputs
 from ldm_kit.models.saved_sampling import SavedSampling
 from ldm_kit.nets.guidance_embedding import takes_guidance_scale
 from ldm_kit.nets.size_embedding import takes_sizes
@@ -111,6 +114,33 @@ class PipelineParts:
         if pictures.dtype != torch.uint8 or pictures.ndim != 4 or pictures.shape[1] not in (1, 3, 4):
             raise UserError(f"got pictures {pictures.dtype} {[*pictures.shape]}; expected uint8 [N, 1 | 3 | 4, r, r]")
         return reader.embed(pictures)
+
+    def condition(self, prompts: Sequence[str | int], pictures: PictureInputs | None = None) -> Condition:
+        """Encode B prompts, or classes by name or number ("" for an unconditional model), to a condition.
+
+        `pictures` is what `picture_inputs` made of the B pictures that condition the model; None: there are none.
+
+        Raises:
+            UserError: the model is conditioned on a picture, and there is none.
+        """
+        check_lists(prompts=prompts)
+        pictures = pictures or PictureInputs()
+        if self.conditioner.reads_pictures and not pictures.encoded:
+            raise UserError(NEEDS_IMAGE)
+        return self.encoded(self.conditioner.prepare(prompts) | pictures.encoded, pictures.maps)
+
+    def encoded(self, inputs: Inputs, maps: Condition | None = None) -> Condition:
+        """Return the condition of what the conditioner prepared, with `maps`; errors are those of `condition`."""
+        if self.picture is not None and maps is None:
+            needed = self.picture.describe((self.resolution, self.resolution))
+            raise UserError(f"this model is conditioned on a picture; expected {needed}")
+        if self.takes_sizes and (maps is None or maps.sizes is None):
+            raise UserError("this model is conditioned on sizes of pictures, as sample.py samples it; expected another")
+        condition = self.conditioner(**{name: value.to(self.device) for name, value in inputs.items()})
+        for value in (condition.tokens, condition.vector):
+            if value is not None:
+                self.finite.note("the encoder of prompts or classes", value)
+        return condition if maps is None else condition.joined(maps)
 
     def pictures(self, latents: Tensor) -> Tensor:
         """Decode latents [B, Z, h, w] to uint8 [B, C, H, W] on the CPU; NonFiniteError: a value is NaN or infinite."""

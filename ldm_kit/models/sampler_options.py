@@ -6,7 +6,6 @@ This module imports no heavy library, so that `--help` answers at once.
 """
 
 import math
-from collections.abc import Mapping
 from typing import Annotated, Any, Literal, NamedTuple, Self
 
 from pydantic import AfterValidator, BeforeValidator, Field, field_validator, model_validator
@@ -248,15 +247,3 @@ def check_scale(options: SamplerOptions, trained: GuidanceRange, prefix: str = "
             f"{prefix}guidance_interval is {low:g} {high:g}, but this model was trained with guidance between "
             f"{least:g} and {greatest:g}"
         )
-
-
-def own_settings(options: Mapping[str, Any]) -> str:
-    """Return a sentence that lists options taken from a saved model, with their values; empty if there are none."""
-    listed = ", ".join(f"{name} {_shown(value)}" for name, value in options.items() if value is not None)
-    return f"the model's own settings: {listed}" if listed else ""
-
-
-def _shown(value: Any) -> str:
-    if isinstance(value, list | tuple):
-        return " ".join(map(_shown, value))
-    return f"{value:g}" if isinstance(value, float) else str(value)

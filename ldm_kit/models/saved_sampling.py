@@ -16,7 +16,8 @@ from pydantic import Field
 from ldm_kit.config import Config, UserError, check
 from ldm_kit.models.consistency_names import KARRAS_SCHEDULER, LATENT_SCHEDULERS, SOLVER
 from ldm_kit.models.folder import INDEX, read_json
-from ldm_kit.models.sampler_options import UNTRAINED_NULL, GuidanceRange, own_settings
+from ldm_kit.models.own_settings import own_settings
+from ldm_kit.models.sampler_options import UNTRAINED_NULL, GuidanceRange
 
 FILE = "sampling.json"
 SAMPLING, RECONSTRUCTION, PRIOR = "sampling", "reconstruction", "prior"

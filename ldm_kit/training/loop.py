@@ -77,8 +77,7 @@ class Trainer:
         self.source = data.fingerprint
         batches = self._batches(data)
         while self.step < self.config.steps:
-            stats = self.forward_backward(batches)
-            if stats is None:
+            if (stats := self.forward_backward(batches)) is None:
                 self.halve_micro_batch()
                 batches = self._batches(data)
                 continue
@@ -89,12 +88,10 @@ class Trainer:
             yield TrainStep(self.step, lr, norms, stats.logs)
 
     def _batches(self, data: BatchSource) -> Iterator[Any]:
-        sampler = self._sampler(data, self.config.steps)
-        return iter(loader(data, sampler, self.config.workers, self.accelerator.device))
+        return iter(loader(data, self._sampler(data, self.config.steps), self.config.workers, self.accelerator.device))
 
     def _sampler(self, data: BatchSource, stop: int) -> StepBatchSampler:
-        order = order_of(self.task, data)
-        return StepBatchSampler(self.split, self.seed, order, self.step, stop, groups=groups_of(data))
+        return StepBatchSampler(self.split, self.seed, order_of(self.task, data), self.step, stop, groups_of(data))
 
     def forward_backward(self, batches: Iterator[Any]) -> StepStats | None:
         """Compute a step's losses and gradients; return the losses, or None on all ranks if one ran out of memory.
@@ -168,8 +165,7 @@ class Trainer:
         is_fp16 = self.accelerator.scaler is not None
         if is_fp16 and self.overflows < self.config.max_skips:
             return False
-        sampler = self._sampler(data, self.step + 1)
-        batches = [(samples, data.__getitems__(samples)) for samples in sampler]
+        batches = [(samples, data.__getitems__(samples)) for samples in self._sampler(data, self.step + 1)]
         report = faults.fault_report(self.step + 1, stats, norms, self.task.modules, batches)
         self._undo_attempt()
         raise faults.NonFiniteError(report, self.overflows if is_fp16 else 0)

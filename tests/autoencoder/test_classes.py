@@ -6,7 +6,7 @@ from diffusers import AutoencoderDC, AutoencoderTiny, DDIMScheduler, StableDiffu
 
 from autoencoder import saved
 from autoencoder.base import Autoencode, AutoencoderError, affine, decode, encode, latent_shape, reduction
-from autoencoder.kinds import KINDS, kind_of
+from autoencoder.classes import KINDS, kind_of
 from ldm_kit import SamplingOptions, from_tensor, load, train
 from ldm_kit.config import UserError
 
