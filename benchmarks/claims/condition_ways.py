@@ -22,7 +22,6 @@ from ldm_kit.models.options import SamplingOptions
 from ldm_kit.models.pipeline import Pipeline
 
 SAMPLING: Mapping[str, Any] = {"solver": "dpm++", "steps": 10, "guidance_scale": 2.0}
-INPAINT_STEPS = 20
 GREY = 128  # of 255
 OTHERS = tuple(factor for factor in NAMED if factor != "hair colour")
 
@@ -74,7 +73,7 @@ class Inpainted:
 
     model: str
     repeats: int = 0
-    options: Mapping[str, Any] = field(default_factory=lambda: {**SAMPLING, "steps": INPAINT_STEPS})
+    options: Mapping[str, Any] = field(default_factory=lambda: dict(SAMPLING))
 
     def pictures(self, bench: Bench, seed: int) -> Tensor:
         """Inpaint at most `bench.count` held-out faces, uint8 [N, C, R, R]; outside of the masks they are unchanged."""
