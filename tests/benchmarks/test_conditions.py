@@ -246,8 +246,8 @@ def test_what_is_compared_differs_in_one_thing_alone():
 def test_a_shared_run_is_trained_once_with_seed_0_on_its_own_pictures(tmp_path, monkeypatch):
     trained: list[tuple[list[str], object]] = []
 
-    def train(config: Path, overrides: list[str], **given: object) -> None:
-        trained.append((overrides[:2], given.get("data")))
+    def train(config: Path, overrides: list[str], data: object = None) -> None:
+        trained.append((overrides[:2], data))
         Path(overrides[0].removeprefix("run="), "model").mkdir(parents=True)
 
     monkeypatch.setattr("benchmarks.claims.paper_runs.train", train)
@@ -309,8 +309,8 @@ def test_prompts_and_scales_are_those_of_text_and_class(bench, monkeypatch):
     records = [faces("old").heldout.records[i].fields for i in range(6)]
     prompts = [f"{one['head']} || {one['clothes colour']}" for one in records]
     assert asked == [(prompts, [*range(6)], (1.0, 3.0))]
-    sources = Pipeline.load(bench.runs.model("two", 0)).conditioner.sources
-    assert [*sources] == ["head", "class"]
+    conditioner: Any = Pipeline.load(bench.runs.model("two", 0)).conditioner
+    assert [*conditioner.sources] == ["head", "class"]
 
 
 def test_shares_of_two_parts_are_those_of_their_factors(bench, monkeypatch):
