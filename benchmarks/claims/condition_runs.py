@@ -35,5 +35,5 @@ VARIANTS = {
     ),
     "nothing": Variant("faces", (_STAGE, f"train.steps={TUNED_STEPS['nothing']}"), _TUNED, data=_NEW),
     "inpaint": Variant("faces", (*_FROM_BASE, _INPAINT, "train.steps=160"), ("first-stage", "base"), data=_OLD),
-    "two": Variant("faces", (*_FROM_BASE, _TWO, "train.steps=320"), ("first-stage", "base"), data=_OLD),
+    "two": Variant("faces", (*_FROM_BASE, _TWO, "train.steps=160"), ("first-stage", "base"), data=_OLD),
 }
