@@ -13,12 +13,12 @@ from benchmarks.claims.condition_judge import FaceJudge, face_judge, share, valu
 from benchmarks.claims.condition_masks import (
     KINDS,
     border_contrast,
+    border_ratio,
     covered,
     extents_of,
     factor_extents,
     inpainting_masks,
     masked_mse,
-    seam,
 )
 from benchmarks.claims.condition_runs import CONFIGS, VARIANTS
 from benchmarks.claims.condition_ways import Inpainted, Restored, Scaled, Tuned, inpainting_figures, originals
@@ -126,14 +126,14 @@ def test_borders_of_different_lengths_count_each_neighbour_once():
     assert border_contrast(pictures, masks).item() == pytest.approx(1 / 2)
 
 
-def test_a_seam_is_relative_to_the_truth():
+def test_the_contrast_is_relative_to_the_truth():
     truth, masks = torch.zeros(2, 3, 4, 4, dtype=torch.uint8), torch.zeros(2, 4, 4, dtype=torch.bool)
     masks[:, :, 2:] = True
     truth[:, :, :, 2:] = 50
     made = truth.clone()
-    assert seam(truth, made, masks) == 1
+    assert border_ratio(truth, made, masks) == 1
     made[0, :, :, 2:] = 150
-    assert seam(truth, made, masks) == pytest.approx(2)  # contrasts 150 and 50 beside 50 and 50
+    assert border_ratio(truth, made, masks) == pytest.approx(2)  # contrasts 150 and 50 beside 50 and 50
 
 
 def test_masks_come_in_turn(few_faces):
@@ -210,7 +210,7 @@ def test_the_truth_itself_has_no_error(bench):
     figures = inpainting_figures(originals(bench), originals(bench))
     assert figures["masked psnr"] > 100
     assert figures["border contrast"] == 1
-    assert figures["seam"] == 0
+    assert figures["border error"] == 0
 
 
 @pytest.mark.parametrize("name", CLAIMS)
