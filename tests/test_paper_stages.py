@@ -114,7 +114,7 @@ def test_a_quantised_first_stage_is_restored_through_its_codes(bench):
 def test_a_model_of_pooled_captions_is_trained_with_one_token(tmp_path, conditioner, monkeypatch):
     lengths: dict[str, int] = {}
 
-    def train(config: Path, overrides: list[str]) -> None:
+    def train(config: Path, overrides: list[str], data: None = None) -> None:
         folder = Path(overrides[0].removeprefix("run="))
         lengths[folder.name] = conditioner(**conditioner.null_inputs()).tokens.shape[1]
         (folder / "model").mkdir(parents=True)

@@ -119,7 +119,7 @@ def test_a_claim_is_trained_measured_once_and_printed_again(tmp_path, monkeypatc
 def test_what_a_run_starts_from_is_trained_first_with_the_same_seed(tmp_path, monkeypatch):
     trained: list[list[str]] = []
 
-    def train(config: Path, overrides: list[str]) -> None:
+    def train(config: Path, overrides: list[str], data: None = None) -> None:
         trained.append(overrides)
         Path(overrides[0].removeprefix("run="), "model").mkdir(parents=True)
 

@@ -92,8 +92,8 @@ def border_contrast(pictures: Tensor, masks: Tensor) -> Tensor:
     return total / count.clamp_min(1)
 
 
-def seam(truth: Tensor, made: Tensor, masks: Tensor) -> float:
-    """Return the contrast at the masks' borders in pictures as a multiple of the true pictures'; 1: no seam.
+def border_ratio(truth: Tensor, made: Tensor, masks: Tensor) -> float:
+    """Return the contrast at the masks' borders in pictures as a multiple of the true pictures'; 1 is as true.
 
     Above 1 the border stands out; below 1 it is smoother than the truth. Arguments are those of `masked_mse`.
     """

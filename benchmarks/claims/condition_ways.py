@@ -10,7 +10,7 @@ from torch import Tensor
 import autoencoder.saved as first_stages
 from benchmarks.claims.condition_data import HEAD, NAMED, TORSO, Group, faces
 from benchmarks.claims.condition_judge import face_judge, share, values_of
-from benchmarks.claims.condition_masks import covered, factor_extents, inpainting_masks, masked_mse, seam
+from benchmarks.claims.condition_masks import border_ratio, covered, factor_extents, inpainting_masks, masked_mse
 from benchmarks.claims.judge import pixels_of
 from benchmarks.claims.paper_stages import generated
 from benchmarks.claims.paper_ways import BATCH, Bench, Figures
@@ -144,17 +144,18 @@ class Restored:
 def inpainting_figures(truth: Tensor, made: Tensor) -> Figures:
     """Return what is measured of held-out faces, uint8 [N, C, R, R], that were inpainted within their masks.
 
-    masked psnr: in dB of the pixels in the mask, mean over pictures; border contrast: see `seam`; seam: how far it is
-    from 1; covered values: the share of the captions' values that are right, of those that only pixels in the mask say.
+    masked psnr: in dB of the pixels in the mask, mean over pictures; border contrast: see `border_ratio`; border
+    error: how far it is from 1; covered values: the share of the captions' values that are right, of those that only
+    pixels in the mask say.
     """
     masks = inpainting_masks(len(truth), truth.shape[-1])
     right = face_judge().right(made, values_of(faces("old").heldout, len(truth)))
     hidden = covered(factor_extents("old", len(truth)), masks)
-    contrast = seam(truth, made, masks)
+    contrast = border_ratio(truth, made, masks)
     return {
         "masked psnr": float(decibels(4 * masked_mse(truth, made, masks)).mean()),
         "border contrast": contrast,
-        "seam": abs(contrast - 1),
+        "border error": abs(contrast - 1),
         "covered values": float(right[hidden].double().mean()),
     }
 

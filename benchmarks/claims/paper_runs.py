@@ -109,13 +109,10 @@ class Runs:
             changes = [override.format_map(needed) if needed else override for override in variant.overrides]
             shutil.rmtree(run, ignore_errors=True)
             start = time.process_time()
-            given = {} if variant.data is None else {"data": variant.data()}
+            data = None if variant.data is None else variant.data()
             with variant.context():
-                train(
-                    self.configs / f"{variant.config}.yaml",
-                    [f"run={run}", f"seed={seed}", *changes, *self.overrides],
-                    **given,
-                )
+                own = [f"run={run}", f"seed={seed}", *changes, *self.overrides]
+                train(self.configs / f"{variant.config}.yaml", own, data=data)
             (run / SECONDS).write_text(json.dumps(time.process_time() - start), encoding="utf-8")
         return run / "model"
 

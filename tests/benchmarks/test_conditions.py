@@ -13,12 +13,12 @@ from benchmarks.claims.condition_judge import FaceJudge, face_judge, share, valu
 from benchmarks.claims.condition_masks import (
     KINDS,
     border_contrast,
+    border_ratio,
     covered,
     extents_of,
     factor_extents,
     inpainting_masks,
     masked_mse,
-    seam,
 )
 from benchmarks.claims.condition_runs import CONFIGS, VARIANTS
 from benchmarks.claims.condition_ways import Inpainted, Restored, Scaled, Tuned, inpainting_figures, originals
@@ -126,14 +126,14 @@ def test_borders_of_different_lengths_count_each_neighbour_once():
     assert border_contrast(pictures, masks).item() == pytest.approx(1 / 2)
 
 
-def test_a_seam_is_relative_to_the_truth():
+def test_the_contrast_is_relative_to_the_truth():
     truth, masks = torch.zeros(2, 3, 4, 4, dtype=torch.uint8), torch.zeros(2, 4, 4, dtype=torch.bool)
     masks[:, :, 2:] = True
     truth[:, :, :, 2:] = 50
     made = truth.clone()
-    assert seam(truth, made, masks) == 1
+    assert border_ratio(truth, made, masks) == 1
     made[0, :, :, 2:] = 150
-    assert seam(truth, made, masks) == pytest.approx(2)  # contrasts 150 and 50 beside 50 and 50
+    assert border_ratio(truth, made, masks) == pytest.approx(2)  # contrasts 150 and 50 beside 50 and 50
 
 
 def test_masks_come_in_turn(few_faces):
@@ -210,7 +210,7 @@ def test_the_truth_itself_has_no_error(bench):
     figures = inpainting_figures(originals(bench), originals(bench))
     assert figures["masked psnr"] > 100
     assert figures["border contrast"] == 1
-    assert figures["seam"] == 0
+    assert figures["border error"] == 0
 
 
 @pytest.mark.parametrize("name", CLAIMS)
@@ -246,8 +246,8 @@ def test_what_is_compared_differs_in_one_thing_alone():
 def test_a_shared_run_is_trained_once_with_seed_0_on_its_own_pictures(tmp_path, monkeypatch):
     trained: list[tuple[list[str], object]] = []
 
-    def train(config: Path, overrides: list[str], **given: object) -> None:
-        trained.append((overrides[:2], given.get("data")))
+    def train(config: Path, overrides: list[str], data: object = None) -> None:
+        trained.append((overrides[:2], data))
         Path(overrides[0].removeprefix("run="), "model").mkdir(parents=True)
 
     monkeypatch.setattr("benchmarks.claims.paper_runs.train", train)
@@ -309,8 +309,8 @@ def test_prompts_and_scales_are_those_of_text_and_class(bench, monkeypatch):
     records = [faces("old").heldout.records[i].fields for i in range(6)]
     prompts = [f"{one['head']} || {one['clothes colour']}" for one in records]
     assert asked == [(prompts, [*range(6)], (1.0, 3.0))]
-    sources = Pipeline.load(bench.runs.model("two", 0)).conditioner.sources
-    assert [*sources] == ["head", "class"]
+    conditioner: Any = Pipeline.load(bench.runs.model("two", 0)).conditioner
+    assert [*conditioner.sources] == ["head", "class"]
 
 
 def test_shares_of_two_parts_are_those_of_their_factors(bench, monkeypatch):
