@@ -21,6 +21,8 @@ from ldm_kit.nets.shift_unet import ShiftUNet
 from ldm_kit.nets.unet import build_unet
 from tests.test_configs import MINILM_WIDTH, SEMANTIC, STAGE_2, latents_of, named
 
+EMBEDDED = 1280  # dimensions of the embeddings of EfficientNet-Lite0
+
 
 def of(kind: type) -> list:
     return [path for path in SEMANTIC if isinstance(SEMANTIC[path], kind)]
@@ -70,7 +72,11 @@ def test_priors_build_on_a_semantic_model_of_the_same_pictures(path):
     config = SEMANTIC[path]
     model = known(config.model)
     assert model.data == config.data
-    z_width = model.encoder.z_width
+    if isinstance(model, LatentRun):  # a decoder of image embeddings
+        assert [each.kind for each in model.condition.members if each.reads_pictures] == ["image"]
+        z_width = EMBEDDED
+    else:
+        z_width = model.encoder.z_width
     with torch.device("meta"):
         mlp = SkipMLP(z_width=z_width, condition_width=told_width(config, z_width), **config.net.model_dump())
         assert mlp(torch.zeros(2, z_width), torch.zeros(2)).shape == (2, z_width)

@@ -13,6 +13,7 @@ from ldm_kit.methods.train import open_method
 from ldm_kit.models.options import SamplingOptions
 from ldm_kit.models.pipeline import Pipeline
 from ldm_kit.training.batches import BatchSplit, StepBatchSampler
+from ldm_kit.training.groups import groups_of
 from tests.training.helpers import KL, TEXT, play, ranks, settings, tensors_of
 from tests.world import through
 
@@ -87,7 +88,8 @@ def test_batches_have_one_shape_each_and_all_shapes_come(pictures, autoencoder, 
     config = settings(TEXT, pictures, tmp_path / "run", f"autoencoder={autoencoder}", *PLAIN)
     method = open_method(config)
     seen, shapes = set(), set()
-    for samples in StepBatchSampler.of(method.batches, BatchSplit.of(4, None, 1, 0), 0, 0, 60):
+    source = method.batches
+    for samples in StepBatchSampler(BatchSplit.of(4, None, 1, 0), 0, len(source), 0, 60, groups_of(source)):
         batch = method.batches.__getitems__(samples)
         shapes.add(tuple(batch["mean"].shape[2:]))
         seen |= {index for _, index in samples}

@@ -37,7 +37,7 @@ def test_drops_are_not_tied_to_flips_or_seeds():
 def test_training_drops_the_configured_share(tmp_path):
     config = settings(CLASSES, picture_folder(tmp_path / "pictures"), tmp_path / "run", "condition_dropout=0.5")
     method, seen = open_method(config), []
-    method.errors = lambda noised, inputs, network: seen.append(inputs) or Errors(torch.zeros(len(noised.t)), None)
+    method.errors = lambda noised, inputs, *_: seen.append(inputs) or Errors(torch.zeros(len(noised.t)), None)
     batch = method.batches.__getitems__([(i, i) for i in range(16)])
     list(method.losses(batch, 0))
     expected = drop(batch["inputs"], method.null, drop_mask(config.seed, batch["position"], 0.5))

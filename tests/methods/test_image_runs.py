@@ -168,7 +168,7 @@ def test_variations_follow_the_image_or_its_embedding(models, name):
 def test_guidance_adds_image_and_text_by_scales_of_their_own(models, name):
     pipeline, x = loaded(models[name]), pictures(2)
     prompts, noise, t = ["a thing of kind 1", "a thing of kind 4"], torch.randn(2, 3, 16, 16), torch.tensor([20, 20])
-    inputs = picture_inputs(pipeline, {"embedding": pipeline.embed(x)}, [0, 1])
+    inputs = picture_inputs(pipeline, {"embedding": pipeline.embed(x)}, [0, 1], (16, 16))
     options = SamplingOptions(steps=2, guidance_scales="2,5", clip="none").resolve(pipeline)
     guided = pipeline.guided_denoiser(prompts, options, inputs)(noise, t, pipeline.condition(prompts, inputs))
     null, text = pipeline.conditioner.null_inputs(2), pipeline.conditioner.prepare(prompts)
@@ -185,7 +185,9 @@ def test_guidance_adds_image_and_text_by_scales_of_their_own(models, name):
 @pytest.mark.parametrize("name", ["vector", "tokens"])
 def test_plain_diffusers_opens_the_network(models, name):
     pipeline, x = Pipeline.load(models[name]), pictures(2)
-    condition = pipeline.condition(["", ""], picture_inputs(pipeline, {"embedding": pipeline.embed(x)}, [0, 1]))
+    condition = pipeline.condition(
+        ["", ""], picture_inputs(pipeline, {"embedding": pipeline.embed(x)}, [0, 1], (16, 16))
+    )
     noise, t = torch.randn(2, 3, 16, 16), torch.tensor([20, 20])
     if name == "vector":
         plain = UNet2DModel.from_pretrained(models[name] / "unet").eval()

@@ -12,6 +12,7 @@ from ldm_kit.data.bucket_sizes import assign
 from ldm_kit.methods.train import open_method
 from ldm_kit.models.compatibility import check_one_condition
 from ldm_kit.models.options import SamplingOptions
+from ldm_kit.models.picture_condition import PictureInputs
 from ldm_kit.models.pipeline import Pipeline
 from ldm_kit.nets.apply import apply_unet
 from ldm_kit.nets.size_embedding import SIZE_WIDTH, embed_sizes, takes_sizes
@@ -138,7 +139,7 @@ def test_a_saved_model_takes_sizes_and_defaults_to_its_own(model):
     unet = diffusers.UNet2DConditionModel.from_pretrained(model / "unet")
     x, t = torch.randn(2, 4, 8, 8), torch.tensor([3, 30])
     with torch.no_grad():
-        condition = pipeline.condition(["a", "b"], Condition(sizes=SIZES))
+        condition = pipeline.condition(["a", "b"], PictureInputs(Condition(sizes=SIZES)))
         labels, mask = embed_sizes(SIZES), condition.mask
         theirs = unet(x, t, condition.tokens, class_labels=labels, encoder_attention_mask=mask).sample
         assert torch.allclose(pipeline.network()(x, t, condition), theirs, atol=1e-5)

@@ -14,7 +14,7 @@ from autoencoder.base import AutoencoderError
 from conditioning import ConditioningError, PretrainedTextConfig, build
 from conditioning.bpe import save_tokenizer, train_tokenizer
 from ldm_kit.config import UserError
-from ldm_kit.data import archives, latents, tensor_cache
+from ldm_kit.data import archive_rows, latents, tensor_cache
 from ldm_kit.data.images import InMemory, Record
 from ldm_kit.data.openmoji import dataset
 from ldm_kit.data.shapes.dataset import ShapesConfig
@@ -64,7 +64,7 @@ def of_rendered_pictures(folder, evil):
 
 
 def of_an_index(folder, evil):
-    assert archives._read_index(evil(folder / "index.json")) is None
+    assert archive_rows.read_index(evil(folder / "index.json")) is None
 
 
 def of_an_autoencoder(folder, evil):
