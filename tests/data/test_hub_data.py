@@ -199,6 +199,7 @@ def test_its_buckets_are_those_of_the_data_it_names():
     share = {"share": 1, "data": bucketed.model_dump()}
     with pytest.raises(UserError, match="part 1 has buckets, but the pictures of a mix are squares"):
         check(MixConfig, {"source": "mix", "parts": [share, share]}, "x.yaml")
-    common = {"method": "diffae", "unet": {"widths": [8]}, "run": "x", "data": bucketed.model_dump()}
+    common = {"method": "diffae", "unet": {}, "run": "x", "data": bucketed.model_dump()}
+    common |= {"train": {"steps": 1, "batch_size": 1}}
     with pytest.raises(UserError, match=r"data\.buckets is for method latent"):
         check(DiffAERun, common, "x.yaml")

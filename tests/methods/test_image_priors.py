@@ -345,6 +345,8 @@ def test_edits_of_embeddings_say_what_is_wrong(models, images, tmp_path):
         ([*blend, "--model", models["image"], "--prompt", "a cat"], "takes no prompt, got 'a cat'"),
         (["edit", "textdiff", "--model", models["prior"], "--image", images[0], "--source", "a", "--target", "a"],
          "--source and --target are equal"),
+        (["edit", "sample", "--model", models["prior"], "--prompt", "a", "--out", tmp_path / "out"],
+         "holds a decoder of image embeddings with its prior; sample.py samples it"),
     ):  # fmt: skip
         wrong = through(*arguments)
         assert wrong.status == 2, arguments
