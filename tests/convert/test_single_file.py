@@ -9,6 +9,7 @@ import pytest
 import torch
 from diffusers import AutoencoderKL, StableDiffusionPipeline
 from diffusers.loaders import single_file_utils
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
@@ -273,3 +274,14 @@ def test_the_commands(folders, tmp_path):
     refused = through("sample", file, "a cat", "--out", tmp_path / "samples")
     assert refused.status == 2
     assert "is one file; `ldm-kit convert single-file" in refused.err
+
+
+def test_a_write_that_fails_leaves_no_file(folders, tmp_path, monkeypatch):
+    def broken(weights, path, **_):
+        path.write_bytes(b"half")
+        raise SafetensorError("no space left")
+
+    monkeypatch.setattr("ldm_kit.convert.single_file.save_file", broken)
+    with pytest.raises(UserError, match=r"cannot write .*: no space left"):
+        write_single_file(folders["two"], tmp_path / "x.safetensors")
+    assert [*tmp_path.iterdir()] == []

@@ -108,8 +108,9 @@ def fitted_picture(path: Path, side: int, channels: int, out: Path) -> Path:
 def classes_of(pipeline: Pipeline) -> Sequence[str] | None:
     """Return the class names that a model samples from; None: it takes no class, or text beside it."""
     conditioner = prompted(pipeline)
-    listed = conditioner is not None and conditioner.modality == "classes" and hasattr(conditioner, "classes")
-    return tuple(conditioner.classes) if listed else None
+    if conditioner is None or conditioner.modality != "classes":
+        return None
+    return tuple(conditioner.classes) if hasattr(conditioner, "classes") else None
 
 
 def prompted(pipeline: Pipeline) -> Any:
