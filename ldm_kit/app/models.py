@@ -18,7 +18,16 @@ from ldm_kit.editing.context import EditContext
 from ldm_kit.memory import Batch
 from ldm_kit.methods.export import saved_model
 from ldm_kit.models.directions import Directions
-from ldm_kit.models.folder import CLASSIFIER, INDEX, SEMANTIC, autocast_dtype, device_named, model_folder, read_json
+from ldm_kit.models.folder import (
+    CASCADE,
+    CLASSIFIER,
+    INDEX,
+    SEMANTIC,
+    autocast_dtype,
+    device_named,
+    model_folder,
+    read_json,
+)
 from ldm_kit.models.pipeline import Pipeline
 from ldm_kit.models.protocol import encoder_digest
 from ldm_kit.models.semantic import SemanticModel
@@ -152,6 +161,8 @@ def _check_kind(folder: Path) -> None:
     index = read_json(folder / INDEX, f"{folder} is no saved model: its {INDEX}")
     if index.get("_class_name") == CLASSIFIER:
         raise UserError(f"{folder} is a noisy classifier, which makes no pictures; expected a model that samples")
+    if index.get("_class_name") == CASCADE:
+        raise UserError(f"{folder} is a cascade, and the page takes single models; expected one of its sub-folders")
 
 
 def _name_of(path: Path, taken: dict[str, Path]) -> str:

@@ -15,6 +15,7 @@ from pydantic import AfterValidator, Field
 
 from ldm_kit.config import Config, UserError, cache_dir
 from ldm_kit.data import atomic, peers
+from ldm_kit.data.bucket_sizes import BucketsConfig
 from ldm_kit.data.captions import KINDS
 from ldm_kit.data.folder import FolderConfig
 from ldm_kit.data.image_kinds import is_picture
@@ -73,6 +74,11 @@ class HubConfig(Config):
     def alpha(self) -> str:
         """What transparency means."""
         return self.data.alpha
+
+    @property
+    def buckets(self) -> BucketsConfig | None:
+        """Aspect-ratio buckets; None: squares."""
+        return self.data.buckets
 
 
 def local_config(config: HubConfig) -> Files:

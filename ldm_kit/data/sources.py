@@ -97,6 +97,9 @@ class MixConfig(Config):
     def _check_alike(self) -> Self:
         if not 2 <= len(self.parts) <= 16:
             raise ValueError(f"parts are {len(self.parts)}; expected 2 to 16 data sets")
+        for number, one in enumerate(self.parts, 1):
+            if getattr(one.data, "buckets", None) is not None:
+                raise ValueError(f"part {number} has buckets, but the pictures of a mix are squares; leave them out")
         first = self.parts[0].data
         for number, other in enumerate([one.data for one in self.parts[1:]], 2):
             for name in ("resolution", "channels"):

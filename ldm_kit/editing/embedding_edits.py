@@ -146,6 +146,6 @@ def _decoded(
         pictures = torch.cat([*pipeline.generate(prompts, seeds, resolved, options.batch_size, pictures=given)])
     except ConditioningError as error:
         raise UserError(str(error)) from None
-    settings: dict[str, Any] = options.model_dump(mode="json", exclude={"batch_size"})
+    settings: dict[str, Any] = options.model_dump(mode="json", exclude={"image", "batch_size"})
     settings["sampling"] = resolved.settings()
     return save_result(context, pictures, captions, seeds=seeds, **settings)._replace(note=resolved.note)

@@ -39,6 +39,21 @@ _NOT_RECORDED = {"image", "count", "seed", "batch_size"}  # paths, numbers in th
 _OF_SOLVER = ("solver", "spacing", "eta")  # without meaning where the command fixes sampler and timesteps
 
 
+def is_editable(pipeline: Pipeline) -> bool:
+    """Return whether these commands edit with a model: they give it no image to vary, and no sizes of pictures."""
+    return pipeline.conditioner.image_conditioner is None and not pipeline.takes_sizes
+
+
+def _opened(context: EditContext) -> Pipeline:
+    pipeline = context.load_pipeline(context.precision)
+    if not is_editable(pipeline):
+        what = "sizes of pictures" if pipeline.takes_sizes else "the embedding of an image"
+        raise UserError(
+            f"the model in {context.folder} is conditioned on {what}, which only sample.py gives it; expected another"
+        )
+    return pipeline
+
+
 def reprompt_picture(context: EditContext, options: RepromptOptions) -> tuple[EditResult, ReconstructionError]:
     """Invert a picture under its own prompt, without guidance, and sample it under another prompt, with guidance.
 
@@ -56,7 +71,7 @@ def reprompt_picture(context: EditContext, options: RepromptOptions) -> tuple[Ed
         UserError: the file is no picture, the model is unconditional, or the model's noise schedule allows fewer steps
             than `options` has.
     """
-    pipeline = context.load_pipeline(context.precision)
+    pipeline = _opened(context)
     if pipeline.conditioner.null is None:
         raise UserError("this model is unconditional and takes no prompt; img2img and inpaint need none")
     source, target = pipeline.condition([options.source]), pipeline.condition([options.prompt])
@@ -92,7 +107,7 @@ def img2img_picture(context: EditContext, options: Img2ImgOptions) -> EditResult
         UserError: the file is no picture; a prompt is given to an unconditional model, or none to a conditional one; or
             the model's noise schedule allows fewer steps than `options` has.
     """
-    pipeline = context.load_pipeline(context.precision)
+    pipeline = _opened(context)
     cond = _condition(pipeline, options)
     picture, x_0 = _read(pipeline, options)
     sampling = options_within(options.resolve(pipeline), options.strength)
@@ -122,7 +137,7 @@ def inpaint_picture(context: EditContext, options: InpaintOptions) -> EditResult
         UserError: a file is no picture; the mask marks no pixel or every pixel; a prompt is given to an unconditional
             model, or none to a conditional one; or the noise schedule allows fewer steps than `options` has.
     """
-    pipeline = context.load_pipeline(context.precision)
+    pipeline = _opened(context)
     cond = _condition(pipeline, options)
     picture, x_0 = _read(pipeline, options)
     mask = read_mask(options.mask, options.size(pipeline), options.image)

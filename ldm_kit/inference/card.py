@@ -4,6 +4,7 @@ It says what the model is, its data and their licence, how it was trained, its m
 use it here and in diffusers, and its limits. Only what the run's folder records is stated.
 """
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -54,7 +55,9 @@ _MARK = "<!-- written by ldm-kit card -->"
 
 
 def _metadata(facts: Facts, licence: str | None) -> str:
-    image = "text-to-image" if _condition(facts) in ("text", "pretrained") else "unconditional-image-generation"
+    kinds = _kinds(facts)
+    image = "unconditional-image-generation" if kinds <= {"class"} else "image-to-image"
+    image = "text-to-image" if kinds & {"text", "pretrained"} else image
     data = ModelCardData(
         license=licence or facts.source.licence or "unknown",
         library_name="diffusers" if facts.diffusers_class in DIFFUSERS_CLASSES else "ldm_kit",
@@ -64,15 +67,20 @@ def _metadata(facts: Facts, licence: str | None) -> str:
     return data.to_yaml()
 
 
-def _condition(facts: Facts) -> str | None:
-    condition = getattr(facts.config, "condition", None)
-    return None if condition is None else getattr(condition, "kind", "several")
+def _conditions(facts: Facts) -> list[Any]:
+    """Return the config of each condition of a run."""
+    condition: Any = getattr(facts.config, "condition", None)
+    return [each for each in getattr(condition, "conditions", [condition]) if each is not None]
+
+
+def _kinds(facts: Facts) -> set[str]:
+    return {each.kind for each in _conditions(facts)} - {"none"}
 
 
 def _title(facts: Facts, name: str) -> list[str]:
     config, kind = facts.config, KINDS.get(facts.method, f"a model of the method `{facts.method}`")
-    condition = _condition(facts)
-    under = "" if condition in (None, "none") else f", conditioned on {_CONDITIONS.get(condition or '', condition)}"
+    conditions = [_CONDITIONS.get(each, each) for each in sorted(_kinds(facts))]
+    under = f", conditioned on {' and on '.join(conditions)}" if conditions else ""
     parts = ", ".join(f"{_count(count)} in {name}" for name, count in facts.parameters.items() if name != ".")
     total = f"{_count(sum(facts.parameters.values()))} parameters" + (f" ({parts})" if parts else "")
     lines = [
@@ -87,7 +95,11 @@ _CONDITIONS = {
     "text": "text, by an encoder that was trained along",
     "pretrained": "text, by a frozen pretrained encoder",
     "class": "classes",
-    "several": "several conditions",
+    "image": "the embedding of a picture",
+    "inpainting": "a picture and a mask of what is made anew",
+    "super_resolution": "a small picture",
+    "grey": "a grey picture",
+    "column": "a further picture",
 }
 
 
@@ -113,9 +125,9 @@ def _training(facts: Facts, name: str) -> list[str]:
             if isinstance(autoencoder, str)
             else f"Autoencoder: {autoencoder.kind}."
         )
-    if _condition(facts) == "pretrained":
-        condition: Any = getattr(facts.config, "condition", None)
-        lines.append(f"The text encoder `{condition.model}` is not part of it: it has to be installed beside it.")
+    for encoder in (each.model for each in _conditions(facts) if each.kind == "pretrained"):
+        named = _without_paths(encoder)
+        lines.append(f"The text encoder `{named}` is not part of it: it has to be installed beside it.")
     return lines
 
 
@@ -166,7 +178,11 @@ def _without_paths(value: Any) -> Any:
         return {key: _without_paths(item) for key, item in value.items()}
     if isinstance(value, list):
         return [_without_paths(item) for item in value]
-    return Path(value).name if isinstance(value, str) and Path(value).is_absolute() else value
+    return _FOLDERS.sub("", value) if isinstance(value, str) and "://" not in value else value
+
+
+_FOLDERS = re.compile(r"(?:^|(?<=[@:/]))/(?:[^/]+/)*(?=[^/])")
+"""The folders of an absolute path, which may stand after a name, as in timm:NAME@PATH or open_clip:NAME/PATH."""
 
 
 def _count(number: int) -> str:

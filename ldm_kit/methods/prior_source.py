@@ -179,7 +179,8 @@ def open_source(config: PriorRun, pictures: PictureSet, device: torch.device) ->
     model = source.model
     if (model.channels, model.resolution) != (pictures.channels, pictures.resolution):
         raise UserError(
-            f"data.resolution is {pictures.resolution}, but {config.model} is for pictures of side {model.resolution}"
+            f"data.resolution is {pictures.resolution}, with {pictures.channels} channels, but {config.model} is for "
+            f"pictures of side {model.resolution} and {model.channels} channels"
         )
     if config.sample.stop and not stops:
         kind = "DiffAE" if isinstance(model, SemanticModel) else "decoder of image embeddings"

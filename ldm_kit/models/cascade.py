@@ -201,8 +201,9 @@ def check_stages(stages: Sequence[Pipeline], names: Sequence[str] = ()) -> None:
         names: what messages call them; empty: stage 1, stage 2, ...
 
     Raises:
-        UserError: there are fewer than two; the first is conditioned on a picture; or a further one does not upscale
-            pictures of the size and channels that the one before it samples, or takes other prompts than the first.
+        UserError: there are fewer than two; the first is conditioned on a picture, or any on an image's embedding; or a
+            further one does not upscale pictures of the size and channels that the one before it samples, or takes
+            other prompts than the first.
     """
     called = names or [f"stage {number}" for number in range(1, len(stages) + 1)]
     if len(stages) < 2:
@@ -213,6 +214,9 @@ def check_stages(stages: Sequence[Pipeline], names: Sequence[str] = ()) -> None:
             f"{called[0]} is conditioned on a picture ({base.picture.kind}); expected a base model that samples from "
             "prompts, classes or nothing"
         )
+    for name, stage in zip(called, stages, strict=True):
+        if stage.conditioner.image_conditioner is not None:
+            raise UserError(f"{name} is conditioned on an image, which a cascade does not take; expected other models")
     for before, (name, stage) in enumerate(zip(called[1:], stages[1:], strict=True)):
         _check_upscales(name, stage, called[before], stages[before])
         _check_prompts(name, stage, called[0], base)

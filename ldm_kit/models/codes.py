@@ -26,6 +26,7 @@ Encoder = SemanticEncoder | StridedEncoder
 ENCODERS = {"SemanticEncoder": SemanticEncoder, "StridedEncoder": StridedEncoder}
 LIBRARY = "conditioning.semantic"
 STATISTICS = "statistics.safetensors"
+PRIOR = "prior"  # sub-folder of a prior over the codes, or over image embeddings
 SMALLEST = 1e-6  # lower limit of a standard deviation, for a dimension in which all codes are equal
 
 
@@ -144,6 +145,8 @@ def open_semantic(path: Path | str) -> ModelFolder:
     """
     folder = ModelFolder.open(path)
     if folder.class_name != SEMANTIC:
+        if PRIOR in folder:
+            raise UserError(f"{folder} holds a decoder of image embeddings with its prior; sample.py samples it")
         raise UserError(
             f"{folder} holds a {folder.class_name}, which has no semantic codes; expected what `method: diffae`, "
             "`pdae` or `prior` trains"

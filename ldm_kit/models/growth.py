@@ -80,7 +80,8 @@ def check_architecture(where: str, trained: Any, expected: Any) -> None:
         key = "condition, which says whether there are tokens" if tokens else "unet.equal_heads"
         raise UserError(f"{where} has a {old}, but this run's config asks for a {new}; expected another {key}")
     check_config(where, trained, expected, {key: f"unet.{name}" for key, name in _KEYS.items()})
-    for what, takes in (("the noise level of a picture", takes_level), ("a vector of classes or text", _takes_vector)):
+    vector = "a vector (of classes, text, an image or sizes)"
+    for what, takes in (("the noise level of a picture", takes_level), (vector, _takes_vector)):
         if takes(trained) and not takes(expected):
             raise UserError(f"{where} takes {what}, but this run's condition gives none")
 

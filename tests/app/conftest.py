@@ -21,6 +21,10 @@ def models(tmp_path_factory) -> dict[str, Path]:
         "inpaint": toys.inpainting_model,
         "diffae": toys.semantic_model,
         "prior": toys.prior_model,
+        "image": toys.variation_model,
+        "unclip": lambda folder: toys.variation_model(folder, ("cat", "dog")),
+        "unclip_plain": lambda folder: toys.variation_model(folder, plain=True),
+        "sizes": toys.sized_model,
     }
     classes = Path(__file__).parents[1] / "fixtures" / "v0_1" / "pixels"
     return {**{name: make(root / name) for name, make in made.items()}, "pixels": classes}

@@ -150,6 +150,9 @@ def test_what_is_no_model_is_refused_at_the_start(tmp_path, models):
     (tmp_path / "model_index.json").write_text(json.dumps({"_class_name": "ldm_kit.NoisyClassifier"}))
     with pytest.raises(UserError, match="is a noisy classifier"):
         ModelLibrary([tmp_path], OPTIONS)
+    (tmp_path / "model_index.json").write_text(json.dumps({"_class_name": "ldm_kit.Cascade"}))
+    with pytest.raises(UserError, match="is a cascade, and the page takes single models"):
+        ModelLibrary([tmp_path], OPTIONS)
     with pytest.raises(UserError, match="cannot use the device"):
         ModelLibrary([models["text"]], AppOptions(device="nowhere"))
 

@@ -72,12 +72,15 @@ def context(model: Path, out: Path) -> EditContext:
 def test_a_model_shows_the_tabs_that_it_can_do(library):
     shown = {
         name: [kind.key for kind in TABS if kind().available(library.open(name))]
-        for name in ("text", "pixels", "inpaint", "diffae", "prior")
+        for name in ("text", "pixels", "inpaint", "diffae", "prior", "image", "unclip", "unclip_plain", "sizes")
     }
     assert shown["text"] == shown["pixels"] == ["sample", "inpaint", "reprompt", "img2img"]
     assert shown["inpaint"] == ["inpaint"]
     assert shown["diffae"] == ["edit", "interpolate", "mix"], "it has no prior"
     assert shown["prior"] == ["prior", "interpolate", "mix"], "it has learned no attributes"
+    assert all(shown[name] == ["sample"] for name in ("image", "unclip", "unclip_plain", "sizes")), (
+        "edit.py refuses them"
+    )
     assert len({kind.key for kind in TABS}) == len(TABS)
 
 
@@ -111,6 +114,41 @@ def test_a_class_is_chosen_from_a_list(library, models, tmp_path):
     output = OutputOptions(out=tmp_path / "command", device="cpu")
     generate_to_folder(models["pixels"], GenerationRequest(prompts=("red",)), SamplingOptions(steps=2), output=output)
     assert contents(tmp_path / "page") == contents(tmp_path / "command")
+
+
+def test_a_picture_is_varied_by_its_embedding(library, models, picture, tmp_path):
+    tab, model = SampleTab(), library.open("image")
+    updates = tab.updates(model)
+    hidden = ("prompt", "class_name", "negative_prompt", "noise_level")
+    assert updates["image"]["visible"]
+    assert not any(updates[name]["visible"] for name in hidden)
+    run(tab, model, tmp_path / "page", image=str(picture), prompt="left over", count=2, steps=2)
+    output = OutputOptions(out=tmp_path / "command", device="cpu")
+    request = GenerationRequest(image=picture, count=2)
+    generate_to_folder(models["image"], request, SamplingOptions(steps=2), output=output)
+    assert contents(tmp_path / "page") == contents(tmp_path / "command")
+    with pytest.raises(UserError, match="expected a picture: this model makes variations of it"):
+        run(tab, model, tmp_path / "none", count=1)
+
+
+@pytest.mark.parametrize(("name", "prompts"), [("unclip", ("dog",)), ("unclip_plain", ())])
+def test_a_prior_over_embeddings_samples_from_its_own_prompts(library, models, tmp_path, name, prompts):
+    tab, model = SampleTab(), library.open(name)
+    updates = tab.updates(model)
+    assert updates["class_name"]["visible"] == bool(prompts)
+    assert not any(updates[field]["visible"] for field in ("image", "prompt", "negative_prompt"))
+    run(tab, model, tmp_path / "page", class_name="dog", count=2, steps=2)
+    output = OutputOptions(out=tmp_path / "command", device="cpu")
+    request = GenerationRequest(prompts=prompts, count=2)
+    generate_to_folder(models[name], request, SamplingOptions(steps=2), output=output)
+    assert contents(tmp_path / "page") == contents(tmp_path / "command")
+
+
+@pytest.mark.parametrize(("name", "given"), [("image", "the embedding of an image"), ("sizes", "sizes of pictures")])
+def test_models_that_edit_py_refuses_at_once(models, picture, tmp_path, name, given):
+    with pytest.raises(UserError, match=f"is conditioned on {given}, which only sample.py gives it; expected another"):
+        img2img_picture(context(models[name], tmp_path / "out"), Img2ImgOptions(image=picture, prompt="a red square"))
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(

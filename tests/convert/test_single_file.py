@@ -2,11 +2,14 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from diffusers import AutoencoderKL, StableDiffusionPipeline
+from diffusers.loaders import single_file_utils
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
@@ -16,8 +19,9 @@ from ldm_kit.config import UserError
 from ldm_kit.convert.single_file import convert_single_file, write_single_file
 from ldm_kit.diffusion.schedule import ScheduleConfig
 from ldm_kit.methods.export import saved_model
-from ldm_kit.models.options import SamplingOptions
+from ldm_kit.models.options import SamplerOptions, SamplingOptions
 from ldm_kit.models.pipeline import Pipeline
+from ldm_kit.models.saved_sampling import SavedSampling
 from ldm_kit.nets.unet import UNetConfig, build_unet
 from tests.models.cascades import model, text
 from tests.world import through
@@ -132,6 +136,61 @@ def test_an_inpainting_model_comes_back_with_its_picture(tmp_path):
     assert_same(states(after), states(Pipeline.load(tmp_path / "model")))
 
 
+def test_sampling_options_of_the_settings_come_with_the_model(folders, tmp_path):
+    """Both those of this kit and, in model_index.json, what diffusers needs to open a model without some parts."""
+    made = replace(
+        pipeline("two"), saved=SavedSampling.of("sampling", SamplerOptions(steps=7, guidance_scale=4.5), 0.1)
+    )
+    made.save(tmp_path / "model")
+    index = json.loads((tmp_path / "model" / "model_index.json").read_text())
+    index |= {"safety_checker": ["stable_diffusion", "StableDiffusionSafetyChecker"], "requires_safety_checker": True}
+    config = settings_alone(tmp_path / "model", tmp_path / "settings")
+    (config / "model_index.json").write_text(json.dumps(index))
+    convert_single_file(folders["two.safetensors"], tmp_path / "out", config)
+    resolved = SamplingOptions().resolve(Pipeline.load(tmp_path / "out"))
+    assert (resolved.steps, resolved.guidance_scale) == (7, 4.5)
+    out = json.loads((tmp_path / "out" / "model_index.json").read_text())
+    assert (out["safety_checker"], out["requires_safety_checker"]) == ([None, None], False)
+
+
+def test_settings_that_do_not_fit_together_leave_no_folder(folders, tmp_path):
+    config = settings_alone(folders["two"], tmp_path / "settings")
+    path = config / "scheduler" / "scheduler_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "prediction_type": "nonsense"}))
+    with pytest.raises(UserError, match="prediction_type"):
+        convert_single_file(folders["two.safetensors"], tmp_path / "out", config)
+    assert not (tmp_path / "out").exists()
+    index = json.loads((config / "model_index.json").read_text())
+    (config / "model_index.json").write_text(json.dumps({**index, "vae": ["diffusers", "AutoencoderTiny"]}))
+    with pytest.raises(UserError, match=r"vae is .*AutoencoderTiny.*; expected .*AutoencoderKL"):
+        convert_single_file(folders["two.safetensors"], tmp_path / "out", config)
+
+
+def test_what_would_not_be_read_back_is_not_written(folders, tmp_path, monkeypatch):
+    """diffusers' reading of the file is compared with the networks, tensor by tensor."""
+
+    def changed(kind):
+        read = getattr(single_file_utils, f"convert_ldm_{kind}_checkpoint")
+
+        def convert(*arguments):
+            weights = read(*arguments)
+            return {**weights, min(weights): weights[min(weights)] + 1}
+
+        return convert
+
+    def more(kind):
+        read = getattr(single_file_utils, f"convert_ldm_{kind}_checkpoint")
+        return lambda *arguments: {**read(*arguments), "a.stranger": torch.zeros(1)}
+
+    for kind, network in (("unet", "UNet2DConditionModel"), ("vae", "AutoencoderKL")):
+        for spoiled in (changed, more):
+            with monkeypatch.context() as patch:
+                patch.setattr(single_file_utils, f"convert_ldm_{kind}_checkpoint", spoiled(kind))
+                with pytest.raises(UserError, match=f"{network} does not fit into a"):
+                    write_single_file(folders["two"], tmp_path / "x.safetensors")
+    assert [path.name for path in tmp_path.iterdir()] == []
+
+
 def damaged(folders, tmp_path, change) -> Path:
     weights = load_file(folders["two.safetensors"])
     change(weights)
@@ -215,3 +274,14 @@ def test_the_commands(folders, tmp_path):
     refused = through("sample", file, "a cat", "--out", tmp_path / "samples")
     assert refused.status == 2
     assert "is one file; `ldm-kit convert single-file" in refused.err
+
+
+def test_a_write_that_fails_leaves_no_file(folders, tmp_path, monkeypatch):
+    def broken(weights, path, **_):
+        path.write_bytes(b"half")
+        raise SafetensorError("no space left")
+
+    monkeypatch.setattr("ldm_kit.convert.single_file.save_file", broken)
+    with pytest.raises(UserError, match=r"cannot write .*: no space left"):
+        write_single_file(folders["two"], tmp_path / "x.safetensors")
+    assert [*tmp_path.iterdir()] == []

@@ -12,6 +12,7 @@ from ldm_kit.data.folder import FolderConfig
 from ldm_kit.data.hub import HubConfig, local_config
 from ldm_kit.data.sources import MixConfig, load
 from ldm_kit.inference.card_facts import source_of
+from ldm_kit.methods.diffae import DiffAERun
 from tests.data.archive_files import encoded, greys
 
 COMMIT = "0a" * 20
@@ -187,3 +188,18 @@ def test_it_is_a_part_of_a_mix_and_named_on_a_card(hub, tmp_path):
     assert (len(train), mixed.resolution) == (7, 8)
     assert torch.equal(train.picture(6), load(FolderConfig(**own)).train.picture(0))
     assert "the data set `owner/name` on the Hugging Face Hub, at commit 0a0a0a0a0a0a" in source_of(mixed).what
+
+
+def test_its_buckets_are_those_of_the_data_it_names():
+    """Checks of a run read `data.buckets`: that a method takes them, and that networks can reduce their sizes."""
+    bucketed = config(buckets={"step": 4})
+    assert bucketed.buckets is not None
+    assert bucketed.buckets.step == 4
+    assert config().buckets is None
+    share = {"share": 1, "data": bucketed.model_dump()}
+    with pytest.raises(UserError, match="part 1 has buckets, but the pictures of a mix are squares"):
+        check(MixConfig, {"source": "mix", "parts": [share, share]}, "x.yaml")
+    common = {"method": "diffae", "unet": {}, "run": "x", "data": bucketed.model_dump()}
+    common |= {"train": {"steps": 1, "batch_size": 1}}
+    with pytest.raises(UserError, match=r"data\.buckets is for method latent"):
+        check(DiffAERun, common, "x.yaml")

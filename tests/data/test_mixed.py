@@ -269,6 +269,10 @@ FOLDER = {"source": "folder", "path": "x"}
             [{"share": 1, "data": FOLDER}, {"share": 1, "data": {**FOLDER, "alpha": "mask"}}],
             "part 2 has alpha mask and part 1 flatten",
         ),
+        (
+            [{"share": 1, "data": FOLDER}, {"share": 1, "data": {**FOLDER, "buckets": {"step": 8}}}],
+            "part 2 has buckets, but the pictures of a mix are squares; leave them out",
+        ),
         ([{"share": 1, "data": FOLDER}, {"share": 1, "data": {"source": "mix", "parts": []}}], "mix"),
         (
             [{"share": 1, "data": FOLDER}, {"share": 1, "data": {**FOLDER, "pth": "x"}}],

@@ -26,7 +26,7 @@ from ldm_kit.models.manifest import verify_folder
 SAVED = ["model_index.json", "unet/diffusion_pytorch_model.safetensors"]
 
 
-def run_of(folder: Path, data=None, *, kind="StableDiffusionPipeline") -> Path:
+def run_of(folder: Path, data=None, *, kind="StableDiffusionPipeline", **more) -> Path:
     """Write what a finished run's folder holds, with a network of 12 numbers."""
     tree = {
         "run": str(folder),
@@ -35,6 +35,7 @@ def run_of(folder: Path, data=None, *, kind="StableDiffusionPipeline") -> Path:
         "condition": {"kind": "text"},
         "unet": {},
         "train": {"steps": 1200, "batch_size": 64},
+        **more,
     }
     model = folder / "model"
     (model / "unet").mkdir(parents=True)
@@ -86,6 +87,31 @@ def test_a_card_states_what_the_run_records(run):
 
 def test_a_card_does_not_show_the_folders_of_its_author(run):
     assert str(run.parent) not in card_text(read_facts(run), "me/faces")
+
+
+IMAGE = {"kind": "image", "model": "open_clip:ViT-B-32//home/me/clip.safetensors"}
+PRETRAINED = {"kind": "pretrained", "model": "/home/me/encoders/minilm"}
+
+
+@pytest.mark.parametrize(
+    ("condition", "tag", "sentence"),
+    [
+        (IMAGE, "image-to-image", "conditioned on the embedding of a picture:"),
+        ([IMAGE, PRETRAINED], "text-to-image", "a picture and on text, by a frozen pretrained encoder:"),
+        ([{"kind": "class"}, {"kind": "grey"}], "image-to-image", "conditioned on classes and on a grey picture:"),
+        ({"kind": "super_resolution"}, "image-to-image", "conditioned on a small picture:"),
+        ({"kind": "class"}, "unconditional-image-generation", "conditioned on classes:"),
+        ({"kind": "none"}, "unconditional-image-generation", "pictures of 64 px: 12 parameters"),
+    ],
+)
+def test_a_card_says_what_the_model_is_conditioned_on(tmp_path, condition, tag, sentence):
+    facts = read_facts(run_of(tmp_path / "ldm", kind="ldm_kit.Pipeline", condition=condition, flip=False))
+    text = card_text(facts, "me/x", "cc0-1.0")
+    assert metadata(text)["pipeline_tag"] == tag
+    assert sentence in text
+    assert "/home/me" not in text
+    assert ("open_clip:ViT-B-32/clip.safetensors" in text) == ("image" in str(condition))
+    assert ("The text encoder `minilm` is not part of it" in text) == ("pretrained" in str(condition))
 
 
 def test_a_model_of_own_classes_is_not_said_to_open_in_diffusers(tmp_path):

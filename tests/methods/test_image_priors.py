@@ -11,10 +11,13 @@ from PIL import Image
 from ldm_kit.config import UserError
 from ldm_kit.editing.embedding_edits import turn_towards
 from ldm_kit.methods.prior import Prior
+from ldm_kit.methods.prior_source import _decoder
 from ldm_kit.methods.train import open_method, train
+from ldm_kit.models.folder import ModelFolder
 from ldm_kit.models.image_prior import decoder_prompts
 from ldm_kit.models.options import SamplingOptions
 from ldm_kit.models.pipeline import Pipeline
+from ldm_kit.viz.png import read_metadata
 from tests.conditioning.image_toys import clip_weights, pictures
 from tests.training.helpers import STAGE_2, TEXT, picture_folder, play, reset, settings
 from tests.world import through
@@ -141,7 +144,11 @@ def test_prompts_alone_are_an_embedding_of_the_prior_and_a_picture_of_it(models)
     unguided = next(pipeline.generate(prompts, seeds, options.model_copy(update={"prior_guidance_scale": 1.0})))
     assert not torch.equal(made, unguided)
     own = pipeline.prior.sample(prompts, seeds, pipeline.saved)
+    mixed = pipeline.prior.sample(["", prompts[1]], seeds, pipeline.saved)
+    torch.testing.assert_close(mixed[1:], own[1:])  # guided although another prompt is empty
+    assert not torch.allclose(mixed[:1], own[:1])
     torch.testing.assert_close(own, pipeline.prior.sample(prompts, seeds, pipeline.saved, steps=2, guidance_scale=2))
+    assert torch.equal(made, next(pipeline.generate(prompts, seeds, options, pictures={}))), "no picture is given"
     alone = next(pipeline.generate(prompts[1:], seeds[1:], options))
     torch.testing.assert_close(alone.float(), made[1:].float(), atol=1, rtol=0)
 
@@ -167,6 +174,8 @@ def test_the_folder_holds_decoder_and_prior(models, tmp_path):
     assert torch.equal(next(again.generate(["a thing of kind 1"], [3], options)), expected)
     assert again.saved.sections["prior"]["guidance_scale"] == 2.0
     assert Pipeline.load(models["image"]).prior is None
+    moved = again.prior.to("meta").prior
+    assert {value.device.type for net in (moved.mlp, moved.conditioner) for value in net.parameters()} == {"meta"}
     x = pictures(1)
     before, now = (next(Pipeline.load(models[name]).generate([""], [0], options, pictures={"image": x}))
                    for name in ("image", "prior"))  # fmt: skip
@@ -188,11 +197,11 @@ def test_a_prior_of_another_decoder_is_refused(models, tmp_path):
 
 
 def test_grids_and_measures_are_sampled_by_the_prior(models, data):
-    method = opened(models["image"], data)
+    method = opened(models["image"], data, sample={**PRIOR["sample"], "steps": 3})
     assert method.samples() is not None
     made = method.measured_pictures([0, 1], [5, 6])
     captions = [method.conditions.heldout[i] for i in (0, 1)]
-    options = SamplingOptions(steps=2, prior_steps=2)
+    options = SamplingOptions(steps=2, prior_steps=3)
     assert torch.equal(made, torch.cat([*method.model().generate(captions, [5, 6], options)]))
 
 
@@ -202,7 +211,8 @@ def test_grids_and_measures_are_sampled_by_the_prior(models, data):
         ("text", {}, "has no semantic codes; expected"),
         ("tokens", {}, "conditioned on the tokens of an image, and a prior samples vectors"),
         ("image", {"sample": {"stop": 0.3, "steps": 2}}, "sample.stop is for a PDAE"),
-        ("image", {"overrides": ["data.resolution=8"]}, "data.resolution is 8, but"),
+        ("image", {"overrides": ["data.resolution=8"]}, "data.resolution is 8, with 3 channels, but"),
+        ("image", {"overrides": ["data.channels=1"]}, "with 1 channels, but .* of side 16 and 3 channels"),
     ],
 )
 def test_models_that_have_no_embeddings_for_a_prior(models, data, name, more, message):
@@ -235,6 +245,20 @@ def test_the_script_samples_from_prompts_and_without(models, tmp_path):
     assert "4 pictures" in run.out
     plain = through("sample", models["prior_plain"], "--count", 2, "--steps", 1, "--out", tmp_path / "plain")
     assert plain.status == 0, plain.err
+
+
+def test_other_kinds_of_models_are_named(models, tmp_path):
+    (tmp_path / "model_index.json").write_text(json.dumps({"_class_name": "ldm_kit.NoisyClassifier"}))
+    with pytest.raises(UserError, match=r"holds a ldm_kit\.NoisyClassifier, which has no semantic codes"):
+        _decoder(ModelFolder.open(tmp_path))
+
+
+def test_a_decoder_of_several_prompts_is_refused(models, monkeypatch):
+    several = Pipeline.load(models["both"])
+    monkeypatch.setattr(type(several.conditioner), "sources", ("caption", "style"))
+    monkeypatch.setattr(Pipeline, "load", lambda *_: several)
+    with pytest.raises(UserError, match=r"the prompts of .* have several parts, and a prior takes one"):
+        _decoder(ModelFolder.open(models["both"]))
 
 
 def test_turning_towards_a_text_difference_is_the_papers_slerp():
@@ -290,7 +314,11 @@ def test_blend_leads_from_one_picture_to_the_other_on_the_sphere(models, images,
     torch.testing.assert_close(embedding.square().mean(1), torch.ones(3), atol=1e-4, rtol=1e-4)
     middle = (ends[0] + ends[1]) / 2
     torch.testing.assert_close(embedding[1:2], middle / middle.square().mean().sqrt(), atol=1e-4, rtol=1e-3)
-    assert len([*(tmp_path / "out").glob("*.png")]) == 4
+    names = sorted(path.name for path in (tmp_path / "out").glob("0*.png"))
+    assert [name.split("-")[2].removesuffix(".png") for name in names] == ["0", "50", "100"], "shares of the way"
+    edit = read_metadata(tmp_path / "out" / names[0])["edit"]
+    assert json.loads(edit)["sampling"]["steps"] == 2
+    assert str(tmp_path) not in edit, "no paths of the user's machine"
 
 
 def words_of_12(texts):
@@ -338,13 +366,20 @@ def test_textdiff_falls_back_on_the_priors_mean_embeddings(models, images, tmp_p
 
 def test_edits_of_embeddings_say_what_is_wrong(models, images, tmp_path):
     blend = ["edit", "blend", "--image", images[0], "--image", images[1], "--out", tmp_path / "out", "--steps", 1]
+    textdiff = ["edit", "textdiff", "--model", models["prior_plain"], "--image", images[0], "--source", "a",
+                "--target", "b", "--out", tmp_path / "out", "--steps", 1]  # fmt: skip
     for arguments, message in (
         ([*blend, "--model", models["text"]], "is conditioned on no vector of an image"),
         ([*blend, "--model", models["tokens"]], "is conditioned on no vector of an image"),
         ([*blend, "--image", images[0], "--model", models["image"]], "got 3 pictures; expected two"),
         ([*blend, "--model", models["image"], "--prompt", "a cat"], "takes no prompt, got 'a cat'"),
+        ([*textdiff, "--theta", 1.5], "theta is 1.5"),
+        ([*textdiff, "--count", 1], "count is 1; expected 2 or more"),
+        (textdiff, "this prior was trained without prompts and takes none, got 'a'"),
         (["edit", "textdiff", "--model", models["prior"], "--image", images[0], "--source", "a", "--target", "a"],
          "--source and --target are equal"),
+        (["edit", "sample", "--model", models["prior"], "--prompt", "a", "--out", tmp_path / "out"],
+         "holds a decoder of image embeddings with its prior; sample.py samples it"),
     ):  # fmt: skip
         wrong = through(*arguments)
         assert wrong.status == 2, arguments

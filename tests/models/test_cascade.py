@@ -2,6 +2,7 @@
 
 import itertools
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ import torch.nn.functional as F
 from diffusers import DDPMScheduler
 
 import ldm_kit
+from conditioning import ImageConfig, build
 from conditioning.derived import Grey, SuperResolution
 from conditioning.none import NoCondition
 from ldm_kit.config import UserError
@@ -17,7 +19,9 @@ from ldm_kit.inference.build_cascade import build_cascade
 from ldm_kit.models.cascade import Cascade, check_stages, stage_seed
 from ldm_kit.models.options import SamplingOptions
 from ldm_kit.models.pipeline import Pipeline
+from ldm_kit.models.pretrained_images import open_image_encoder
 from ldm_kit.models.stage_options import shared_options, values_by_stage, with_values
+from tests.conditioning.image_toys import clip_weights
 from tests.models.cascades import classes, model, saved, stages, text
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # diffusers on numpy 2
@@ -305,3 +309,14 @@ def test_a_cascade_is_no_single_model(folder, folders):
         Cascade.load(folders[0])
     with pytest.raises(UserError, match=r"is a ldm_kit\.Cascade, which takes no LoRA"):
         ldm_kit.load(folder, lora=["x.safetensors"])
+
+
+def test_models_under_an_images_embedding_are_refused(tmp_path):
+    """No picture could be given to them: neither as the base model, with a prior or without, nor further on."""
+    image = build(ImageConfig(model=clip_weights(tmp_path)[1]), time_width=32, open_encoder=open_image_encoder)
+    under_image = replace(model(text(), 8), conditioner=image)
+    with pytest.raises(UserError, match="stage 1 is conditioned on an image, which a cascade does not take"):
+        check_stages([under_image, model(text(), 16, SMALL)])
+    further = replace(model(text(), 16, SMALL), conditioner=image)
+    with pytest.raises(UserError, match="upscaler is conditioned on an image, which a cascade"):
+        check_stages([model(text(), 8), further], ["base", "upscaler"])

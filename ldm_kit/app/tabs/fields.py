@@ -8,6 +8,7 @@ from typing import Any
 import gradio as gr
 from gradio.components import Component
 
+from conditioning.base import Conditioner
 from ldm_kit.app.models import LoadedContext, OpenModel
 from ldm_kit.app.options import (
     MAX_PICTURES,
@@ -106,8 +107,21 @@ def fitted_picture(path: Path, side: int, channels: int, out: Path) -> Path:
 
 def classes_of(pipeline: Pipeline) -> Sequence[str] | None:
     """Return the class names that a model samples from; None: it takes no class, or text beside it."""
-    conditioner: Any = pipeline.conditioner
-    return tuple(conditioner.classes) if conditioner.modality == "classes" and hasattr(conditioner, "classes") else None
+    conditioner = prompted(pipeline)
+    if conditioner is None or conditioner.modality != "classes":
+        return None
+    return tuple(conditioner.classes) if hasattr(conditioner, "classes") else None
+
+
+def prompted(pipeline: Pipeline) -> Any:
+    """Return the conditioner that takes a user's prompts or classes, the prior's if there is one; None: none does."""
+    conditioner = pipeline.conditioner if pipeline.prior is None else pipeline.prior.prior.conditioner
+    return conditioner if takes_prompts(conditioner) else None
+
+
+def takes_prompts(conditioner: Conditioner) -> bool:
+    """Return whether a conditioner takes prompts or classes: it does not if it is for an image alone, or for none."""
+    return conditioner.null is not None and conditioner.image_conditioner is not conditioner
 
 
 def semantic_steps(key: str) -> dict[str, Component]:

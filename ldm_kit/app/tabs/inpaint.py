@@ -30,7 +30,7 @@ from ldm_kit.app.tabs.fields import (
 from ldm_kit.config import UserError, check
 from ldm_kit.data.image_files import decode
 from ldm_kit.editing.masks import read_mask
-from ldm_kit.editing.prompt_edits import inpaint_picture
+from ldm_kit.editing.prompt_edits import inpaint_picture, is_editable
 from ldm_kit.editing.sample_options import InpaintOptions
 from ldm_kit.inference.generate import generate_with
 from ldm_kit.inference.requests import GenerationRequest, OutputOptions
@@ -52,7 +52,9 @@ class InpaintTab(Tab):
     def available(self, model: OpenModel) -> bool:
         """Return whether the model is an inpainting model, or a diffusion model without a picture as condition."""
         pipeline = model.pipeline
-        return pipeline is not None and (pipeline.picture is None or _is_trained(pipeline))
+        if pipeline is None or pipeline.conditioner.image_conditioner is not None:
+            return False
+        return _is_trained(pipeline) or (pipeline.picture is None and is_editable(pipeline))
 
     def build(self) -> dict[str, Component]:
         """Lay out the fields."""

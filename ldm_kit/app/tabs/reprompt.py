@@ -25,7 +25,7 @@ from ldm_kit.app.tabs.fields import (
     slider,
 )
 from ldm_kit.config import check
-from ldm_kit.editing.prompt_edits import img2img_picture, reprompt_picture
+from ldm_kit.editing.prompt_edits import img2img_picture, is_editable, reprompt_picture
 from ldm_kit.editing.sample_options import Img2ImgOptions, RepromptOptions
 from ldm_kit.models.consistency_names import SOLVER
 
@@ -38,7 +38,9 @@ class RepromptTab(Tab):
     def available(self, model: OpenModel) -> bool:
         """Return whether the model samples from prompts or classes alone, and has an inverse."""
         pipeline = model.pipeline
-        if pipeline is None or pipeline.picture is not None or pipeline.conditioner.null is None:
+        if pipeline is None or pipeline.picture is not None or not is_editable(pipeline):
+            return False
+        if pipeline.conditioner.null is None:
             return False
         return pipeline.saved.sampling.get("solver") != SOLVER
 
@@ -90,7 +92,8 @@ class Img2ImgTab(Tab):
 
     def available(self, model: OpenModel) -> bool:
         """Return whether the model is a diffusion model without a picture as condition."""
-        return model.pipeline is not None and model.pipeline.picture is None
+        pipeline = model.pipeline
+        return pipeline is not None and pipeline.picture is None and is_editable(pipeline)
 
     def build(self) -> dict[str, Component]:
         """Lay out the fields."""

@@ -23,10 +23,12 @@ from ldm_kit.app.tabs.fields import (
     needed,
     picture_field,
     pipeline_of,
+    prompted,
     seed_fields,
     seed_of,
     slider,
     steps_field,
+    takes_prompts,
 )
 from ldm_kit.config import UserError, check
 from ldm_kit.inference.generate import generate_with
@@ -83,7 +85,7 @@ class SampleTab(Tab):
         values, classes = defaults_of(pipeline), classes_of(pipeline)
         guided = is_guided(pipeline)
         several, free = pipeline.conditioner.drops > 1, not pipeline.takes_scale
-        texts = pipeline.conditioner.null is not None and classes is None
+        texts = prompted(pipeline) is not None and classes is None
         low, high = (pipeline.saved.guidance_range.min_scale, pipeline.saved.guidance_range.max_scale)
         scales = {} if free else {"minimum": low, "maximum": min(high, MAX_SCALE)}
         parts = getattr(pipeline.conditioner, "sources", ())
@@ -91,8 +93,8 @@ class SampleTab(Tab):
         shown = {
             "prompt": texts,
             "class_name": classes is not None,
-            "image": pipeline.picture is not None,
-            "negative_prompt": guided and texts and free,
+            "image": pipeline.picture is not None or _varies_given(pipeline),
+            "negative_prompt": guided and texts and free and takes_prompts(pipeline.conditioner),
             "guidance_scale": guided,
             "guidance_scales": guided and several and free,
             "interval_low": guided,
@@ -129,6 +131,8 @@ class SampleTab(Tab):
             path = needed(values["image"], "a picture: this model makes its own of it")
             side = pipeline.picture.side(pipeline.resolution)
             given["image"] = fitted_picture(path, side, pipeline.channels, out / GIVEN / "picture.png")
+        elif _varies_given(pipeline):
+            given["image"] = needed(values["image"], "a picture: this model makes variations of it")
         request = check(GenerationRequest, given, "the fields")
         sampling = check(SamplingOptions, _chosen(pipeline, values), "the fields")
         written = OutputOptions(out=out, device=options.device, precision=options.precision)
@@ -164,8 +168,13 @@ def _chosen(pipeline: Pipeline, values: Values) -> dict[str, Any]:
     return given
 
 
+def _varies_given(pipeline: Pipeline) -> bool:
+    """Return whether a model makes variations of a picture that the user gives."""
+    return pipeline.conditioner.image_conditioner is not None and pipeline.prior is None
+
+
 def _prompts(pipeline: Pipeline, values: Values) -> tuple[str, ...]:
-    if pipeline.conditioner.null is None:
+    if prompted(pipeline) is None:
         return ()
     if classes_of(pipeline) is not None:
         return (str(values["class_name"]),)
