@@ -9,12 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.claims.condition_cascade import captions_of
-from benchmarks.claims.condition_data import NAMED, faces
+from benchmarks.claims.condition_data import faces
 from benchmarks.claims.condition_judge import face_judge
 from benchmarks.claims.condition_ways import SAMPLING, originals
 from benchmarks.claims.judge import pixels_of
-from benchmarks.claims.paper_stages import generated
 from benchmarks.claims.paper_ways import BATCH, Bench, Figures
 from ldm_kit.data.faces.values import FACTORS
 from ldm_kit.data.images import PictureSet
@@ -62,10 +60,8 @@ def halves(known: Tensor, shares: Tensor) -> tuple[float, float]:
 
 
 def factor_figures(shares: Tensor) -> Figures:
-    """Return shares [F] of the factors ALL by name; all factors: their mean; named factors: that of a caption's."""
-    named = shares[[ALL.index(factor) for factor in NAMED]]
-    by_name = dict(zip(ALL, shares.tolist(), strict=True))
-    return {**by_name, "all factors": float(shares.mean()), "named factors": float(named.mean())}
+    """Return shares [F] of the factors ALL by name, and all factors: their mean."""
+    return {**dict(zip(ALL, shares.tolist(), strict=True)), "all factors": float(shares.mean())}
 
 
 def factor_values(pictures: PictureSet, count: int) -> Tensor:
@@ -157,44 +153,6 @@ def kept_figures(read: Tensor, predicted: Tensor, values: Tensor) -> Figures:
     known = above_chance(shares_of(predicted, values), unrelated_shares(predicted, values))
     best, least = halves(known, kept)
     return {"known best": best, "known least": least, "correlation": correlation(kept, known)}
-
-
-@dataclass(frozen=True)
-class ByPrior:
-    """Pictures for the captions of held-out faces: a prior samples an embedding, and the decoder a picture of it.
-
-    Attributes:
-        unrelated: whether a picture is compared with all other captions in place of its own: the chance level.
-        model: variant whose model samples.
-        options: sampling options that are not the defaults.
-    """
-
-    unrelated: bool = False
-    model: str = "prior"
-    options: Mapping[str, Any] = field(
-        default_factory=lambda: {**SAMPLING, "prior_steps": 20, "prior_guidance_scale": 2.0}
-    )
-
-    def samples(self, bench: Bench, seed: int) -> Tensor:
-        """Sample a picture for the caption of each of at most `bench.count` held-out faces, uint8 [N, C, R, R]."""
-        prompts = captions_of(len(originals(bench)))
-        return generated(Pipeline.load(bench.runs.model(self.model, seed)), prompts, seed, self.options)
-
-    def measure(self, bench: Bench, seed: int) -> Figures:
-        """Return the figures of `factor_figures`, and of related captions seconds: processor time of the training."""
-        read, values = face_judge().read(self.samples(bench, seed), ALL), _given(bench)
-        if self.unrelated:
-            return factor_figures(unrelated_shares(read, values))
-        return {**factor_figures(shares_of(read, values)), "seconds": bench.runs.seconds(self.model, seed)}
-
-
-@dataclass(frozen=True)
-class OfCaptions(ByPrior):
-    """Pictures for captions that are shown."""
-
-    def pictures(self, bench: Bench, seed: int) -> Tensor:
-        """Return the pictures of `samples`."""
-        return self.samples(bench, seed)
 
 
 @dataclass(frozen=True)
