@@ -5,14 +5,12 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks.claims.condition_data import NAMED, faces
+from benchmarks.claims.condition_data import faces
 from benchmarks.claims.condition_judge import FaceJudge
 from benchmarks.claims.condition_variations import (
     ALL,
-    ByPrior,
     Itself,
     Known,
-    OfCaptions,
     Variations,
     Varied,
     above_chance,
@@ -81,7 +79,6 @@ def test_figures_of_factors_are_by_name():
     figures = factor_figures(shares)
     assert all(figures[factor] == shares[i] for i, factor in enumerate(FACTORS))
     assert figures["all factors"] == pytest.approx(0.45)
-    assert figures["named factors"] == pytest.approx(sum(figures[factor] for factor in NAMED) / len(NAMED))
 
 
 def test_values_of_all_factors_are_those_of_the_records(few_faces):
@@ -102,16 +99,13 @@ def test_variations_are_of_the_held_out_faces_and_noise_is_of_the_seed(bench, mo
         asked.append((prompts, [*seeds], None if pictures is None else pictures["image"]))
         return generate(self, prompts, seeds, options, *rest, pictures=pictures)
 
-    bench.runs.model("prior", 0)
+    bench.runs.model("image", 0)
     monkeypatch.setattr(Pipeline, "generate", recorded)
     made = Variations(options=FEW).pictures(bench, 0)
     assert made.shape == (6, 3, 32, 32)
     ((prompts, seeds, given),) = asked
     assert (prompts, seeds) == ([""] * 6, [*range(6)])
     assert torch.equal(given, originals(bench))
-    asked.clear()
-    assert OfCaptions(options={**FEW, "prior_steps": 2}).pictures(bench, 0).shape == made.shape
-    assert asked == [([record.text for record in faces("old").heldout.records[:6]], [*range(6)], None)]
 
 
 def test_rows_score_what_is_read_in_their_own_pictures(bench, monkeypatch):
@@ -120,10 +114,8 @@ def test_rows_score_what_is_read_in_their_own_pictures(bench, monkeypatch):
     assert predicted.shape == values.shape
     assert Known().measure(bench, 0) == factor_figures(shares_of(predicted, values))
     monkeypatch.setattr(FaceJudge, "read", lambda self, pictures, factors: values if [*factors] == [*ALL] else None)
-    options = {**FEW, "prior_steps": 2}
-    for way in (Itself(), Varied(options=FEW), ByPrior(options=options)):
+    for way in (Itself(), Varied(options=FEW)):
         assert way.measure(bench, 0)["all factors"] == 1
     chance = factor_figures(unrelated_shares(values, values))
     assert Varied(unrelated=True, options=FEW).measure(bench, 0) == chance
-    assert ByPrior(unrelated=True, options=options).measure(bench, 0) == chance
     assert Varied(options=FEW).measure(bench, 0).items() >= kept_figures(values, predicted, values).items()

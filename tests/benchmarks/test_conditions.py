@@ -197,17 +197,17 @@ def test_what_is_compared_differs_in_one_thing_alone():
         for name, each in VARIANTS.items()
         if name != "first-stage"
     }
-    of_pixels, decoders = {"pixels", "small", "upscaler"}, {"prior"}
+    of_pixels = {"pixels", "small", "upscaler"}
     first_stages = {name: getattr(config, "autoencoder", None) for name, config in configs.items()}
-    assert {name for name, stage in first_stages.items() if str(stage) != "/x"} == of_pixels | decoders
+    assert {name for name, stage in first_stages.items() if str(stage) != "/x"} == of_pixels
     starts = {name: getattr(config, "init", None) for name, config in configs.items()}
     assert {name for name, start in starts.items() if start} == {"init", "lora", "inpaint", "two"}
     assert [name for name, config in configs.items() if getattr(config, "lora", None)] == ["lora"]
     assert [VARIANTS[name].data for name in ("init", "lora", "nothing")] == [VARIANTS["latents-new"].data] * 3
-    of_old = ("base", "inpaint", "two", "image", "prior", "pixels", "upscaler")
+    of_old = ("base", "inpaint", "two", "image", "pixels", "upscaler")
     assert {VARIANTS[name].data for name in of_old} == {VARIANTS["latents-old"].data}
     text = configs["base"].condition
-    assert configs["pixels"].condition == configs["small"].condition == configs["prior"].condition == text
+    assert configs["pixels"].condition == configs["small"].condition == text
     for name in ("optim", "ema", "schedule", "timestep_sampling", "prediction_type"):
         assert len({repr(getattr(configs[each], name)) for each in of_pixels}) == 1
     assert configs["inpaint"].condition.members == (text,)
