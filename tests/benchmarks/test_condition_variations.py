@@ -74,6 +74,19 @@ def test_variations_are_scored_beside_what_the_embedding_knows():
     assert kept_figures(read, opposite, values)["known best"] == pytest.approx(0.375, abs=0.05)
 
 
+def test_an_embedding_of_which_a_probe_tells_the_frequent_value_knows_nothing():
+    count, noise = 1000, torch.Generator().manual_seed(2)
+    values = torch.randint(0, 5, (count, len(ALL)), generator=noise)
+    skewed = torch.arange(len(ALL)) < 5
+    values = torch.where(skewed & (torch.rand(values.shape, generator=noise) < 0.65), 0, values)
+    some = torch.arange(count)[:, None] % 10 < 4  # of the others 40 % are predicted
+    predicted = torch.where(skewed, 0, torch.where(some, values, (values + 1) % 5))
+    read = torch.where(skewed, values.roll(1, 0), values)
+    figures = kept_figures(read, predicted, values)
+    assert figures["known best"] == pytest.approx(1)
+    assert figures["known least"] == pytest.approx(0, abs=0.1)
+
+
 def test_figures_of_factors_are_by_name():
     shares = torch.arange(len(ALL)).double() / 10
     figures = factor_figures(shares)
