@@ -1,10 +1,13 @@
 """Image variations in the benchmark of conditions: shares, chance levels and correlations by closed forms; toy runs."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from torch.nn.functional import one_hot
 
+from benchmarks.claims import condition_variations
 from benchmarks.claims.condition_data import faces
 from benchmarks.claims.condition_judge import FaceJudge
 from benchmarks.claims.condition_variations import (
@@ -19,6 +22,7 @@ from benchmarks.claims.condition_variations import (
     factor_values,
     halves,
     kept_figures,
+    probed,
     shares_of,
     unrelated_shares,
 )
@@ -102,6 +106,28 @@ def test_values_of_all_factors_are_those_of_the_records(few_faces):
             factor: record.fields[factor] for factor in FACTORS
         }
     assert len(factor_values(heldout, 10**6)) == len(heldout)
+
+
+def test_each_factor_has_a_probe_of_its_own(few_faces, monkeypatch):
+    split = faces("old")
+    codes = {len(each): factor_values(each, len(each)) for each in (split.train, split.heldout)}
+    assert len(codes) == 2
+
+    class OneHot:
+        """A model whose embedding of all pictures of a set is their factors' values, each as an indicator."""
+
+        @classmethod
+        def load(cls, folder: Path) -> "OneHot":
+            return cls()
+
+        def embed(self, pictures: torch.Tensor) -> torch.Tensor:
+            columns = codes[len(pictures)].unbind(1)
+            return torch.cat([one_hot(c, len(FACTORS[f])) for c, f in zip(columns, ALL, strict=True)], 1).float()
+
+    monkeypatch.setattr(condition_variations, "Pipeline", OneHot)
+    predicted = probed.__wrapped__(Path("a"), len(split.heldout))
+    shares = shares_of(predicted, codes[len(split.heldout)])
+    assert shares.mean() > 0.5  # there are about 20 training faces for ten values of the clothes' colour
 
 
 def test_variations_are_of_the_held_out_faces_and_noise_is_of_the_seed(bench, monkeypatch):
