@@ -2,12 +2,17 @@
 
 from collections.abc import Mapping
 
+from benchmarks.claims.condition_cascade import Cascaded, Enlarged, Faces, OneModel, Upscaled
+from benchmarks.claims.condition_variations import Itself, Known, Variations, Varied
 from benchmarks.claims.condition_ways import Given, Inpainted, Restored, Scaled, Tuned
 from benchmarks.claims.paper_claims import Claim, Test
 from benchmarks.claims.paper_ways import Way
+from ldm_kit.data.faces.values import FACTORS
 
 _HU, _LESS = "Hu et al. 2022", 'Biderman et al. 2024, "LoRA Learns Less and Forgets Less"'
 _TUNING, _LDM, _CHAIN = "expected of tuning", "Rombach et al. 2022, section 4.5", "Brooks et al. 2023, section 3.2"
+_HO = 'Ho et al. 2022, "Cascaded Diffusion Models", section 4'
+_UNCLIP = "Ramesh et al. 2022, section 3"
 REPEATS = 4  # of a step with resampling
 STRONG = 3.0  # a guidance scale at which a condition is followed more closely than at 1
 
@@ -86,7 +91,46 @@ def _scales(text: float, of_class: float) -> str:
     return f"text {text:g}, class {of_class:g}"
 
 
-CLAIMS = {"tuning": _tuning, "inpainting": _inpainting, "two-scales": _two_scales}
+def _cascade() -> Claim:
+    one, two, small = "one model of 32 px", "cascade, 8 to 32 px", "its 8 px, enlarged"
+    rows: dict[str, Way] = {
+        one: OneModel(),
+        two: Cascaded(),
+        small: Enlarged(),
+        "real 8 px, upscaled by the cascade": Upscaled(),
+        "the faces themselves": Faces(),
+    }
+    better = "after equal computing a cascade is better than one model: "
+    measures = {"caption values": True, "colours": True, "shapes": True, "distance": False}
+    tests = [Test(better + name, _HO, two, one, name, up) for name, up in measures.items()]
+    adds = "the second model of a cascade adds what the first lacks: "
+    tests += [Test(adds + name, _HO, two, small, name, measures[name]) for name in ("distance", "caption values")]
+    return Claim(rows, tests, sheet=True)
+
+
+def _variations() -> Claim:
+    related, others = "variations", "variations beside other faces"
+    rows: dict[str, Way] = {
+        "the given faces": Itself(),
+        "linear probes of the embedding": Known(),
+        related: Variations(),
+        others: Varied(unrelated=True),
+    }
+    better = "variations have more of the factors that the embedding knows better (above chance)"
+    tests = [
+        Test("variations have factors of the given face", _UNCLIP, related, others, "all factors", True),
+        Test(better, _UNCLIP, related, related, "known best", True, other="known least"),
+    ]
+    return Claim(rows, tests, sheet=True)
+
+
+CLAIMS = {
+    "tuning": _tuning,
+    "inpainting": _inpainting,
+    "two-scales": _two_scales,
+    "cascade": _cascade,
+    "variations": _variations,
+}
 MEASURES: Mapping[str, str] = {  # name of a measure -> format
     "new hair colour": ".3f",
     "new: other values": ".3f",
@@ -99,7 +143,15 @@ MEASURES: Mapping[str, str] = {  # name of a measure -> format
     "border error": ".3f",
     "covered values": ".3f",
     "head": ".3f",
+    "caption values": ".3f",
+    "colours": ".3f",
+    "shapes": ".3f",
+    "all factors": ".3f",
+    "known best": ".3f",
+    "known least": ".3f",
+    "correlation": ".3f",
     "clothes colour": ".3f",
+    **{factor: ".3f" for factor in FACTORS if factor != "clothes colour"},
     "distance": ".2f",
     "seconds": ".0f",
 }

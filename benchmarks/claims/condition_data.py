@@ -8,6 +8,10 @@ from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import Literal
 
+import torch
+from torch import Tensor
+from torch.nn.functional import avg_pool2d
+
 from benchmarks.claims.judge import pixels_of
 from ldm_kit.data.faces.dataset import FacesConfig, load
 from ldm_kit.data.faces.values import FACTORS
@@ -45,6 +49,23 @@ def faces(group: Group) -> Split:
     """
     split = load(FACES)
     return Split(_with_colours(split.train, COLOURS[group]), _with_colours(split.heldout, COLOURS[group]), None)
+
+
+@cache
+def small_faces(group: Group, factor: int) -> Split:
+    """Return the faces of `faces(group)` with the mean of each `factor` x `factor` pixels as one, rounded."""
+    split = faces(group)
+    return Split(_reduced(split.train, factor), _reduced(split.heldout, factor), None)
+
+
+def reduced(pictures: Tensor, factor: int) -> Tensor:
+    """Return the mean of each `factor` x `factor` pixels of pictures, uint8 [N, C, R, R], rounded to a whole number."""
+    return avg_pool2d(pictures.float(), factor).round().to(torch.uint8)
+
+
+def _reduced(pictures: PictureSet, factor: int) -> InMemory:
+    fingerprint = digest([pictures.fingerprint, f"reduced by {factor}"])
+    return InMemory(pictures.records, pictures.classes, reduced(pixels_of(pictures), factor), fingerprint)
 
 
 def _with_colours(pictures: PictureSet, colours: Sequence[str]) -> InMemory:

@@ -44,8 +44,17 @@ class FaceJudge:
             pictures: uint8 [N, C, R, R].
             asked: int64 [N, F], the index of each factor's value among its values.
         """
-        columns = [[*self.reader.factors].index(factor) for factor in NAMED]
-        return self.reader.read(pictures)[:, columns] == asked
+        return self.read(pictures, NAMED) == asked
+
+    def read(self, pictures: Tensor, factors: Sequence[str]) -> Tensor:
+        """Return the index of the value of each of F factors that is read in pictures, int64 [N, F].
+
+        Args:
+            pictures: uint8 [N, C, R, R].
+            factors: names of factors.
+        """
+        columns = [[*self.reader.factors].index(factor) for factor in factors]
+        return self.reader.read(pictures)[:, columns]
 
     def distance(self, pictures: Tensor, group: Group) -> float:
         """Return the Fréchet distance of pictures, uint8 [N, C, R, R], to all faces of a group, in the features."""

@@ -3,6 +3,8 @@
 tuning        a text model of some hair colours, tuned to others: all weights, LoRA, and from nothing instead
 inpainting    a model with the masked picture as condition, beside sampling a text model within the mask
 two-scales    a model of a text and a class, with a guidance scale for each
+cascade       a model of small pixels and one that upscales them, beside one model of the same computing
+variations    a decoder of image embeddings: what its variations of a face have of it
 
 Trainings and figures are kept in a folder, so that a call goes on where the last one ended.
 """

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks.claims import condition_data, condition_judge, condition_masks, conditions
+from benchmarks.claims import conditions
 from benchmarks.claims.condition_claims import CLAIMS, MEASURES
 from benchmarks.claims.condition_data import COLOURS, HEAD, NAMED, faces, short_caption
 from benchmarks.claims.condition_judge import FaceJudge, face_judge, share, values_of
@@ -23,52 +23,15 @@ from benchmarks.claims.condition_masks import (
 from benchmarks.claims.condition_runs import CONFIGS, VARIANTS
 from benchmarks.claims.condition_ways import Inpainted, Restored, Scaled, Tuned, inpainting_figures, originals
 from benchmarks.claims.paper_runs import Runs, Variant
-from benchmarks.claims.paper_ways import Bench
-from ldm_kit.data.faces.dataset import FacesConfig, load
+from ldm_kit.data.faces.dataset import load
 from ldm_kit.data.faces.values import FACTORS
 from ldm_kit.data.factors import known_factors
 from ldm_kit.methods import read_run
-from ldm_kit.metrics.factor_reader import ReaderConfig
 from ldm_kit.models.pipeline import Pipeline
+from tests.benchmarks.condition_toys import TINY
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # diffusers on numpy 2
-TINY = (
-    "train.steps=1",
-    "train.batch_size=4",
-    "log.max_heldout=4",
-    "log.pictures=2",
-)
 FEW = {"solver": "ddim", "steps": 2, "guidance_scale": 2.0}
-
-
-@pytest.fixture(scope="module")
-def few_faces():
-    """Few faces and a reader that has hardly been trained, in place of the benchmark's."""
-    config = FacesConfig(source="faces", resolution=32, count=60, heldout=0.4)
-    caches = [faces, face_judge, factor_extents, condition_judge._features]
-    with pytest.MonkeyPatch.context() as patch:
-        for module in (condition_data, condition_judge, condition_masks):
-            patch.setattr(module, "FACES", config)
-        patch.setattr(condition_judge, "READER", ReaderConfig(width=2, epochs=1, count=64))
-        for each in caches:
-            each.cache_clear()
-        yield config
-    for each in caches:
-        each.cache_clear()
-
-
-@pytest.fixture(scope="module")
-def bench(few_faces, tmp_path_factory):
-    """A bench of toy runs of the benchmark's variants."""
-    small = (
-        "autoencoder.widths=[8,8,8]",
-        "perceptual={spec: none}",
-        "loss.perceptual_weight=0",
-        "loss.perceptual_every=1",
-    )
-    data = f"data.count={few_faces.count}", f"data.heldout={few_faces.heldout}"
-    variants = {**VARIANTS, "first-stage": Variant("faces_kl", (*small, *data), shared=True)}
-    return Bench(Runs(tmp_path_factory.mktemp("conditions"), range(1), TINY, variants, CONFIGS), 6)
 
 
 def test_faces_are_divided_by_hair_colour(few_faces):
@@ -219,7 +182,8 @@ def test_claims_compare_their_own_rows_by_known_measures(name):
     for test in claim.tests:
         assert {test.a, test.b} <= {*claim.rows}
         assert test.measure in MEASURES
-        assert test.a != test.b
+        assert (test.a, test.measure) != (test.b, test.other or test.measure)
+        assert test.other in {"", *MEASURES}
     assert {getattr(way, "model", "base") for way in claim.rows.values()} <= {*VARIANTS}
     assert len({repr(way) for way in claim.rows.values()}) == len(claim.rows)
 
@@ -227,18 +191,25 @@ def test_claims_compare_their_own_rows_by_known_measures(name):
 def test_what_is_compared_differs_in_one_thing_alone():
     configs = {
         name: read_run(
-            CONFIGS / f"{each.config}.yaml", [o.format_map(dict.fromkeys(VARIANTS, "/x")) for o in each.overrides]
+            CONFIGS / f"{each.config}.yaml",
+            [o.format_map(dict.fromkeys(VARIANTS, "/x")) if each.needs else o for o in each.overrides],
         )
         for name, each in VARIANTS.items()
         if name != "first-stage"
     }
-    assert all(str(config.autoencoder) == "/x" for config in configs.values())
+    of_pixels = {"pixels", "small", "upscaler"}
+    first_stages = {name: getattr(config, "autoencoder", None) for name, config in configs.items()}
+    assert {name for name, stage in first_stages.items() if str(stage) != "/x"} == of_pixels
     starts = {name: getattr(config, "init", None) for name, config in configs.items()}
     assert {name for name, start in starts.items() if start} == {"init", "lora", "inpaint", "two"}
     assert [name for name, config in configs.items() if getattr(config, "lora", None)] == ["lora"]
     assert [VARIANTS[name].data for name in ("init", "lora", "nothing")] == [VARIANTS["latents-new"].data] * 3
-    assert {VARIANTS[name].data for name in ("base", "inpaint", "two")} == {VARIANTS["latents-old"].data}
+    of_old = ("base", "inpaint", "two", "image", "pixels", "upscaler")
+    assert {VARIANTS[name].data for name in of_old} == {VARIANTS["latents-old"].data}
     text = configs["base"].condition
+    assert configs["pixels"].condition == configs["small"].condition == text
+    for name in ("optim", "ema", "schedule", "timestep_sampling", "prediction_type"):
+        assert len({repr(getattr(configs[each], name)) for each in of_pixels}) == 1
     assert configs["inpaint"].condition.members == (text,)
     assert configs["two"].condition.members[0] == text.model_copy(update={"column": "head"})
 
