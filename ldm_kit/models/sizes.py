@@ -14,14 +14,15 @@ if TYPE_CHECKING:
     from ldm_kit.models.pipeline import Pipeline
     from ldm_kit.models.pipeline_parts import PipelineParts
 
+MOST = 8192  # pixels of a side, so that a mistyped number does not fill the memory
 _LEFT_OUT = "left out: the side of the pictures that the model was trained on"
 
 
 class SizeOptions(Config):
     """Height and width of the pictures that are sampled."""
 
-    height: int | None = Field(default=None, ge=1, description=f"pixels from top to bottom; {_LEFT_OUT}")
-    width: int | None = Field(default=None, ge=1, description=f"pixels from left to right; {_LEFT_OUT}")
+    height: int | None = Field(default=None, ge=1, le=MOST, description=f"pixels from top to bottom; {_LEFT_OUT}")
+    width: int | None = Field(default=None, ge=1, le=MOST, description=f"pixels from left to right; {_LEFT_OUT}")
 
     def size(self, model: "Pipeline") -> tuple[int, int]:
         """Return (height, width) in pixels of a model's pictures, after checking that the model can sample them.

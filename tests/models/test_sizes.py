@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from pydantic import ValidationError
 
 from conditioning import NoCondition
 from conditioning.derived import Grey, SuperResolution
@@ -192,3 +193,9 @@ def test_edits_take_a_picture_at_any_size(world, tmp_path, command):
     assert refused.status == 2
     assert "--height is 15" in refused.err
     assert not (tmp_path / "no").exists()
+
+
+@pytest.mark.parametrize("name", ["height", "width"])
+def test_a_side_has_a_limit(name):
+    with pytest.raises(ValidationError, match="8192"):
+        SamplingOptions(**{name: 8193})
