@@ -269,7 +269,9 @@ def test_what_has_no_codes_is_refused(pictures, semantic, tmp_path):
         method_of(pictures, tmp_path / "nothing", tmp_path)
     assert Pipeline.load(tmp_path / "plain").vae is None
     data = {**PRIOR["data"], "resolution": 16}
-    with pytest.raises(UserError, match=r"data.resolution is 16, but .* is for pictures of side 8"):
+    with pytest.raises(
+        UserError, match=r"data.resolution is 16, with 3 channels, but .* is for pictures of side 8 and 3 channels"
+    ):
         opened(checked({**PRIOR, "data": data}, pictures, tmp_path / "run", model=str(semantic)))
     with pytest.raises(UserError, match=r"sample\.stop is for a PDAE"):
         method_of(pictures, semantic, tmp_path, sample={"stop": 0.3})

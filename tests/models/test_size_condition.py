@@ -175,7 +175,7 @@ def test_the_command_takes_them_and_others_refuse(world, model, tmp_path):
     Image.new("RGB", (16, 16)).save(tmp_path / "a.png")
     edit = through("edit", "img2img", "--model", model, "--image", tmp_path / "a.png", "--prompt", "a", "--steps", 1)
     assert edit.status == 2
-    assert "error: this model is conditioned on sizes of pictures, as sample.py samples it" in edit.err
+    assert "is conditioned on sizes of pictures, which only sample.py gives it" in edit.err
 
 
 def test_models_that_do_not_fit_together_are_refused(world, model):
