@@ -20,8 +20,10 @@ from benchmarks.plans import Case, _shapes, make_folder
 from benchmarks.tables import chosen, format_rows, page_of, write_section
 from ldm_kit.cli import cli_errors, run_cli
 from ldm_kit.methods import read_run
+from ldm_kit.methods.train import open_method, train
 
 CONFIGS = Path("configs/gpu")
+WORKER = "--worker"  # first argument of the process that trains one config
 LARGE = ("ae_kl_f8", "ldm_sd1")  # trained on one picture a step
 COLUMNS = {
     "name": ("config", ""),
@@ -70,27 +72,19 @@ def _folder(config: Path, out: Path) -> Path:
 
 def worker(config: Path, given: list[str]) -> None:
     """Train the config, and print this process's parameters, times, losses and peak memory as a line of JSON."""
-    import ldm_kit
-    from ldm_kit.methods import train as training
-
-    trained: list[int] = []
-    finish = training._finish
-
-    def count(method: Any, *rest: Any, **named: Any) -> Any:
-        modules = method.modules.values()
-        trained.append(sum(p.numel() for module in modules for p in module.parameters() if p.requires_grad))
-        return finish(method, *rest, **named)
-
-    training._finish = count
+    run = read_run(config, given)
+    method = open_method(run)
+    parameters = sum(p.numel() for module in method.modules.values() for p in module.parameters() if p.requires_grad)
+    del method
     began = time.monotonic()
-    folder = ldm_kit.train(config, given).parent
+    folder = train(run).parent
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     names = [name for name in lines[0] if name.endswith("_loss") and not name.startswith("heldout")]
     losses = [line[names[0]] for line in lines if names[0] in line]
     fifth = max(1, len(losses) // 5)
     figures = {
-        "parameters": trained[0] / 1e6,
-        "state": trained[0] * 20 / 1e9,  # float32: weight, gradient, two moments, average
+        "parameters": parameters / 1e6,
+        "state": parameters * 20 / 1e9,  # float32: weight, gradient, two moments, average
         "seconds": _median(lines, time.monotonic() - began),
         "peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
         "first": sum(losses[:fifth]) / fifth,
@@ -111,7 +105,7 @@ def measure(config: Path, out: Path, steps: int) -> dict[str, Any]:
         for path in prerequisites(config).values():
             measure(path, out, steps)
         make_folder(Case(_shapes(300), "captions"), out / "pictures")
-        command = [sys.executable, "-m", "benchmarks.gpu.first_steps", "--worker", str(config)]
+        command = [sys.executable, "-m", "benchmarks.gpu.first_steps", WORKER, str(config)]
         process = subprocess.run(
             [*command, *overrides(config, out, steps)], capture_output=True, text=True, check=False
         )
@@ -123,18 +117,13 @@ def measure(config: Path, out: Path, steps: int) -> dict[str, Any]:
 
 
 def main(
-    given: Annotated[list[str] | None, typer.Argument(help="overrides of --worker")] = None,
     only: Annotated[list[str] | None, typer.Option(help="names of configs; left out: all")] = None,
     out: Annotated[Path, typer.Option(help="folder of runs and figures")] = Path("runs/first_steps"),
     steps: Annotated[int, typer.Option(min=5, help="training steps of each config")] = 50,
     page: Annotated[bool, typer.Option("--page/--no_page", help="write docs/results/gpu.md")] = True,
-    work: Annotated[Path | None, typer.Option("--worker", hidden=True)] = None,
 ) -> None:
     """Train the first steps of each config of configs/gpu on this machine."""
     with cli_errors():
-        if work is not None:
-            worker(work, given or [])
-            return
         configs = {path.stem: path for path in sorted(CONFIGS.glob("*.yaml"))}
         for name in chosen(only, configs):
             measure(configs[name], out, steps)
@@ -146,4 +135,7 @@ def main(
 
 
 if __name__ == "__main__":
-    run_cli(main)
+    if sys.argv[1:2] == [WORKER]:
+        worker(Path(sys.argv[2]), sys.argv[3:])
+    else:
+        run_cli(main)
