@@ -23,6 +23,7 @@ def stage2(space: Space) -> Figures:
         "diffusers, encoding in each step": partial(peers.with_tf32, peers.train_stage2, sizes, space.model, True),
         "diffusers, latents and states given": partial(peers.with_tf32, peers.train_stage2, sizes, space.model, False),
         "ours": partial(train_denoiser, space),
+        "ours, norms in float32": partial(train_denoiser, space, "train.norms=float32"),
         "ours, channels-last": partial(train_denoiser, space, "train.channels_last=true"),
         "ours, activations made again": partial(train_denoiser, space, "train.checkpointing=true"),
     }
@@ -38,6 +39,7 @@ def stage1(space: Space) -> Figures:
     variants: dict[str, Work] = {
         "diffusers, bf16 weights": partial(peers.with_tf32, peers.train_stage1, sizes, space.stage1()),
         "ours": partial(train_autoencoder, space),
+        "ours, norms in float32": partial(train_autoencoder, space, "train.norms=float32"),
         "ours, channels-last": partial(train_autoencoder, space, "train.channels_last=true"),
     }
     flops = machine.autoencoder_flops(space.stage1())

@@ -1,4 +1,4 @@
-"""How a network is executed: attention kernel, memory layout, compiled blocks, activation checkpointing.
+"""How a network is executed: attention kernel, memory layout, precision of norms, compiled blocks, checkpointing.
 
 Every network that is trained goes through `configure_network`, every network that is loaded through `prepare_loaded`.
 These settings change results only by rounding, because sums are taken in another order. Results are equal bit for bit
@@ -21,6 +21,7 @@ from diffusers.models.upsampling import Upsample2D
 from torch import Tensor, nn
 
 from ldm_kit.config import UserError
+from ldm_kit.nets.norms import NormPrecision, set_norms
 from ldm_kit.nets.shift_unet import ShiftUNet
 
 AttentionKind = Literal["auto", "sdpa", "math", "xformers"]
@@ -51,6 +52,11 @@ class ExecutionConfig(Protocol):
         ...
 
     @property
+    def norms(self) -> NormPrecision:
+        """Precision of GroupNorm and LayerNorm under autocast (see `set_norms`)."""
+        ...
+
+    @property
     def compile(self) -> bool:
         """Whether residual and transformer blocks are compiled by torch.compile."""
         ...
@@ -74,6 +80,7 @@ def configure_network(net: nn.Module, device: torch.device | str, config: Execut
     """
     set_attention(net, device, config.attention, DTYPES[config.precision])
     set_layout(net, layout_for(device, config.channels_last))
+    set_norms(net, device, config.norms)
     if config.checkpointing:
         for network in _checkpointed(net):
             network.enable_gradient_checkpointing()
@@ -84,13 +91,14 @@ def configure_network(net: nn.Module, device: torch.device | str, config: Execut
 def prepare_loaded(net: Network, device: torch.device | str, config: ExecutionConfig | None = None) -> Network:
     """Prepare a network that was just loaded to run on `device` without gradients, in place; return the network.
 
-    Sets attention kernel and memory layout, turns evaluation mode on and gradients off. Does not move the weights: call
-    `net.to(device)` before or after.
+    Sets attention kernel, memory layout and precision of norms, turns evaluation mode on and gradients off. Does not
+    move the weights: call `net.to(device)` before or after.
 
     Args:
         net: the network.
         device: where the network will run.
-        config: the `train:` section of the run that uses the network; None: kernel "auto" and layout `default_layout`.
+        config: the `train:` section of the run that uses the network; None: kernel and norms "auto", and layout
+            `default_layout`.
     """
     _align(net)
     if config is None:
@@ -98,6 +106,7 @@ def prepare_loaded(net: Network, device: torch.device | str, config: ExecutionCo
     else:
         set_attention(net, device, config.attention, DTYPES[config.precision])
     set_layout(net, layout_for(device, None if config is None else config.channels_last))
+    set_norms(net, device, "auto" if config is None else config.norms)
     return net.eval().requires_grad_(False)
 
 

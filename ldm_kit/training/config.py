@@ -34,6 +34,11 @@ class TrainConfig(Config):
         description="memory layout of the networks; null: what the environment variable LDM_KIT_CHANNELS_LAST (0 or 1) "
         "says, else channels-last on CPUs with AMX, where it is fast",
     )
+    norms: Literal["auto", "float32"] = Field(
+        default="auto",
+        description="output of GroupNorm and LayerNorm under autocast; auto: in 16 bits; float32: takes more memory. "
+        "Mean and variance are float32 in any case",
+    )
     deterministic: bool = Field(
         default=False,
         description="only algorithms that repeat their sums bit for bit, so that a run resumed on a GPU equals an "

@@ -27,7 +27,7 @@ _MAY_CHANGE = (
     *("run", "log", "latents", "sample", "train.workers", "train.checkpoint_every", "train.keep_last"),
     *("train.keep_best", "train.save_attempts", "train.max_skips", "train.overlap", "train.checkpointing"),
     *("train.micro_batch", "train.eval_batch", "train.compile", "train.attention", "train.channels_last"),
-    *("train.deterministic", "train.tf32"),
+    *("train.deterministic", "train.tf32", "train.norms"),
     *(
         "data.cache",
         "data.path",

@@ -199,3 +199,18 @@ def test_checkpointing_computes_the_same_in_less_memory(kind, device):
     assert_near(found, expected, 1e-4)
     if wide:
         assert less < 0.95 * most
+
+
+def test_norms_in_16_bits_take_less_memory_and_agree(device):
+    needs_cuda(device)
+    peaks, gradients = [], []
+    for norms in ("auto", "float32"):
+        net, inputs = network("autoencoder", side=64)
+        configure_network(net, device, config(precision="bf16", norms=norms))
+        torch.cuda.reset_peak_memory_stats()
+        with torch.autocast("cuda", torch.bfloat16):
+            gradients.append(computed(net, inputs, device))
+        peaks.append(torch.cuda.max_memory_allocated())
+    assert peaks[0] < 0.9 * peaks[1]
+    for a, b in zip(*gradients, strict=True):
+        assert (a.float() - b.float()).norm() <= 0.1 * b.float().norm() + 1e-3
