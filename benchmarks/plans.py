@@ -133,7 +133,7 @@ def _call(*arguments: str) -> None:
 
 
 LONGER = (  # longer trainings of the same recipe: data, pictures seen, dB as the headers of their configs state
-    (FacesConfig(resolution=64), 8000, 36.0),  # configs/faces/ae_kl.yaml
+    (FacesConfig(resolution=64), 8000, 36.0),  # configs/faces/ae_kl.yaml as it was, with 4 latent channels like the plans
     (OpenMojiConfig(resolution=32), 9600, 25.04),  # configs/openmoji/ae_quick.yaml
 )
 
