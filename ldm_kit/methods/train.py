@@ -247,8 +247,10 @@ def resolve_config(
     for override in overrides:
         configs.assign(tree, override)
     if data is not None:
-        given = GivenConfig(resolution=data.train.resolution, channels=data.train.channels)
-        tree["data"] = given.model_dump(mode="json")
+        values = value_range_of(data.train)
+        given: dict[str, Any] = {"resolution": data.train.resolution, "channels": data.train.channels}
+        given |= {} if values is None else {"range": values.pairs}
+        tree["data"] = GivenConfig(**given).model_dump(mode="json", exclude_unset=True)
     return check_run(tree, where)
 
 
