@@ -20,10 +20,7 @@ from ldm_kit.data.value_range import value_range_of as value_range_of
 
 
 class PictureSet(Protocol):
-    """A set of pictures in a fixed order, uint8 [C, R, R] each: C channels, R x R pixels, with captions and classes.
-
-    One with an attribute `value_range` (a `ValueRange`) has levels of such values, uint16 in place of uint8.
-    """
+    """Pictures in a fixed order, uint8 [C, R, R] each (C channels, R x R pixels) or, with a `value_range`, uint16."""
 
     @property
     def records(self) -> Sequence[Record]:

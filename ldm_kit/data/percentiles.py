@@ -74,7 +74,9 @@ def measured_range(
 def of_pictures(pictures: list[Array], percentiles: tuple[float, float]) -> Array:
     """Return percentiles of the values of pictures [C, R, R], of each channel: float64 [C, 2]."""
     channels = range(len(pictures[0]))
-    return np.stack([np.percentile(np.stack([p[c] for p in pictures]).astype(np.float64), percentiles) for c in channels])
+    return np.stack(
+        [np.percentile(np.stack([p[c] for p in pictures]).astype(np.float64), percentiles) for c in channels]
+    )
 
 
 def _values(name: str, settings: ValueSettings) -> Array | None:

@@ -127,7 +127,9 @@ def read_values(data: Any, page: Page) -> Array:
     planes, own = (samples, 1) if planar else (1, samples)
     whole = np.empty((planes, height, width, own), page.dtype.newbyteorder("="))
     blocks = [*_blocks(page, planes)]
-    offsets, counts = (page.tags.get(tag, ()) for tag in ((_TILES, _TILE_COUNTS) if _tiled(page) else (_OFFSETS, _COUNTS)))
+    offsets, counts = (
+        page.tags.get(tag, ()) for tag in ((_TILES, _TILE_COUNTS) if _tiled(page) else (_OFFSETS, _COUNTS))
+    )
     if len(offsets) != len(blocks) or len(counts) != len(blocks):
         raise ValueError(f"{len(offsets)} strips or tiles; expected {len(blocks)}")
     for (plane, top, left, rows, columns), offset, count in zip(blocks, offsets, counts, strict=True):

@@ -7,6 +7,7 @@ cropped in float by the same rule, and with the same filter, as other pictures (
 import contextlib
 import mmap
 import struct
+import zlib
 from collections.abc import Iterator
 from pathlib import Path, PurePath
 from typing import Any
@@ -17,16 +18,14 @@ from numpy.lib import format as npy
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from ldm_kit.data import tiff
+from ldm_kit.data import png16, tiff
 from ldm_kit.data.image_files import PIXEL_LIMIT, BadPicture
-from ldm_kit.data.levels import HIGHEST
-from ldm_kit.data.value_range import ValueRange
+from ldm_kit.data.value_range import ValueRange, as_levels
 
 ARRAYS, TIFF, PNG = (".npy",), (".tif", ".tiff"), (".png",)
 VALUE_SUFFIXES = (*ARRAYS, *TIFF, *PNG)
 Array = np.ndarray[Any, Any]
-_PNG_CHANNELS = {0: 1, 2: 3, 4: 2, 6: 4}  # by the colour type in the header; 3, a palette, has no values
-_BROKEN = (OSError, ValueError, TypeError, RuntimeError, EOFError, OverflowError, MemoryError, struct.error)
+_BROKEN = (OSError, SyntaxError, ValueError, TypeError, EOFError, OverflowError, MemoryError, struct.error, zlib.error)
 
 
 def has_values(name: str) -> bool:
@@ -53,8 +52,7 @@ def load_levels(
         BadPicture: the file cannot be read, has other channels or too many pixels, or holds NaN or infinity.
     """
     shares = _fitted(values.shares(read_values(path, channels, pixel_limit)), resolution)
-    highest = HIGHEST[torch.uint16]
-    return torch.from_numpy(np.rint(shares.clip(0, 1).astype(np.float64) * highest).astype(np.uint16))
+    return torch.from_numpy(as_levels(shares))
 
 
 def load_values(path: Path, resolution: int, channels: int, pixel_limit: int = PIXEL_LIMIT) -> Array:
@@ -108,7 +106,9 @@ def _opened(path: Path, channels: int, pixel_limit: int) -> Iterator[_Source]:
     suffix = path.suffix.lower()
     opener = {**dict.fromkeys(ARRAYS, _array), **dict.fromkeys(TIFF, _tiff), **dict.fromkeys(PNG, _png)}.get(suffix)
     if opener is None:
-        raise BadPicture(path, f"with data.range files are {', '.join(VALUE_SUFFIXES)}, and this one is {suffix or 'another'}")
+        raise BadPicture(
+            path, f"with data.range files are {', '.join(VALUE_SUFFIXES)}, and this one is {suffix or 'another'}"
+        )
     try:
         if not path.is_file():
             raise BadPicture(path, "not a regular file" if path.exists() else "no such file")
@@ -164,20 +164,7 @@ def _tiff(path: Path, data: Any, channels: int) -> _Source:
 
 
 def _png(path: Path, data: Any, channels: int) -> _Source:
-    head = data[:26]
-    if len(head) < 26 or head[:8] != b"\x89PNG\r\n\x1a\n" or head[12:16] != b"IHDR":
-        raise ValueError("not a PNG file")
-    width, height, bits, colours = struct.unpack(">IIBB", head[16:26])
-    if bits not in (8, 16) or colours not in _PNG_CHANNELS:
-        raise ValueError(f"{bits} bits, colour type {colours}; expected 8 or 16 bits without a palette")
-
-    def read() -> Array:
-        from torchvision.io import ImageReadMode, decode_png  # slow to import
-
-        content = torch.frombuffer(bytearray(data[:]), dtype=torch.uint8)
-        return decode_png(content, ImageReadMode.UNCHANGED).numpy()
-
-    return _Source((_PNG_CHANNELS[colours], height, width), read)
+    return _Source(png16.read_header(data).shape, lambda: png16.read_values(data))
 
 
 def _counted(count: int) -> str:

@@ -53,11 +53,20 @@ class ValueRange:
         low, high = (np.array(bound, np.float64).reshape(-1, 1, 1) for bound in (self.low, self.high))
         return (values.astype(np.float64) - low) / (high - low)
 
+    def levels(self, values: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+        """Return values [C, H, W] as levels, uint16 0..65535, rounded and clipped."""
+        return as_levels(self.shares(values))
+
     def values(self, pictures: Tensor) -> Tensor:
         """Return pictures in the units of the data, float32 [..., C, H, W]; `pictures` are levels in that shape."""
         low, high = (torch.tensor(bound, dtype=torch.float64).view(-1, 1, 1) for bound in (self.low, self.high))
         shares = (pictures.double() / HIGHEST[pictures.dtype]).cpu()
         return (low + shares * (high - low)).float()
+
+
+def as_levels(shares: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """Return shares of a range, of any shape, as levels, uint16 0..65535, rounded and clipped."""
+    return np.rint(shares.astype(np.float64).clip(0, 1) * HIGHEST[torch.uint16]).astype(np.uint16)
 
 
 def write_range(folder: Path, values: ValueRange | None) -> None:
@@ -79,7 +88,7 @@ def read_range(folder: Path) -> ValueRange | None:
     if not path.exists():
         return None
     try:
-        return ValueRange.of(_pairs(json.loads(path.read_text(encoding="utf-8"))["range"]))
+        return ValueRange.of(range_pairs(json.loads(path.read_text(encoding="utf-8"))["range"]))
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         raise UserError(f"{path} states no range of values; restore it from where the model was trained") from None
 
@@ -96,7 +105,7 @@ class Percentiles(Config):
         return self
 
 
-def _pairs(value: Any) -> tuple[tuple[float, float], ...]:
+def range_pairs(value: Any) -> tuple[tuple[float, float], ...]:
     """Return low and high of all channels or of each; ValueError: the value is no range."""
     pairs = [value] if isinstance(value, list | tuple) and value and not isinstance(value[0], list | tuple) else value
     good = isinstance(pairs, list | tuple) and 1 <= len(pairs) <= MOST_CHANNELS
@@ -116,10 +125,10 @@ def _parsed(value: Any) -> Any:
     if isinstance(value, dict):
         try:
             first, last = value["percentiles"]
-            return Percentiles(percentiles=(first, last)) if len(value) == 1 else _pairs(value)
+            return Percentiles(percentiles=(first, last)) if len(value) == 1 else range_pairs(value)
         except (KeyError, TypeError, ValueError):
             raise ValueError(f"got {value!r:.60}; {_EXPECTED}") from None
-    return _pairs(value)
+    return range_pairs(value)
 
 
 Range = Annotated[tuple[tuple[float, float], ...] | Percentiles | None, BeforeValidator(_parsed)]

@@ -221,12 +221,12 @@ class Latent(Method[LatentRun]):
     @property
     def pipeline(self) -> Pipeline:
         """The pipeline that `save` writes: current weights, on the training device, with the run's sampling options."""
-        unet: Any = self.module.unet
-        config, conditioner = self.config, self.module.conditioner
+        config = self.config
+        networks: Any = self.vae, self.module.unet, self.module.conditioner
         saved = SavedSampling.of(SAMPLING, config.sample, config.condition_dropout)
         saved = saved if config.guidance is None else saved.joined(config.guidance.saved)
         own: Any = {"saved": saved, "picture": config.condition.picture, "value_range": value_range_of(self.data.train)}
-        return Pipeline(self.vae, unet, conditioner, config.schedule, config.prediction_type, None, config.variance, **own)
+        return Pipeline(*networks, config.schedule, config.prediction_type, None, config.variance, **own)
 
     def samples(self) -> Grid:
         """Return a grid of pictures, one sampled for each prompt, from seeds 0, 1, 2, ..."""

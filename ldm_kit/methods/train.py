@@ -12,7 +12,7 @@ from ldm_kit import config as configs
 from ldm_kit.config import UserError
 from ldm_kit.data.buckets import square_split
 from ldm_kit.data.given import GivenConfig
-from ldm_kit.data.images import Split
+from ldm_kit.data.images import Split, value_range_of
 from ldm_kit.data.lists import check_lists
 from ldm_kit.data.near_duplicates import find_leaks
 from ldm_kit.data.peers import shared_by
@@ -248,9 +248,9 @@ def resolve_config(
         configs.assign(tree, override)
     if data is not None:
         values = value_range_of(data.train)
-        given: dict[str, Any] = {"resolution": data.train.resolution, "channels": data.train.channels}
-        given |= {} if values is None else {"range": values.pairs}
-        tree["data"] = GivenConfig(**given).model_dump(mode="json", exclude_unset=True)
+        pairs = None if values is None else values.pairs
+        given = {"resolution": data.train.resolution, "channels": data.train.channels, "range": pairs}
+        tree["data"] = GivenConfig.model_validate(given).model_dump(mode="json", exclude_none=True)
     return check_run(tree, where)
 
 

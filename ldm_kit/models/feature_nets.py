@@ -22,6 +22,7 @@ from conditioning.condition import ConditioningError
 from conditioning.image_input import Resized, to_rgb
 from ldm_kit.config import UserError
 from ldm_kit.data.latents import weights_digest
+from ldm_kit.data.levels import as_bytes
 from ldm_kit.models.clip_texts import text_encoder
 from ldm_kit.models.pretrained_images import open_clip_model, open_timm, resized, split_weights
 from ldm_kit.packages import import_extra
