@@ -222,7 +222,7 @@ class Latent(Method[LatentRun]):
     def pipeline(self) -> Pipeline:
         """The pipeline that `save` writes: current weights, on the training device, with the run's sampling options."""
         config = self.config
-        networks: Any = self.vae, self.module.unet, self.module.conditioner
+        networks: tuple[Any, Any, Any] = self.vae, self.module.unet, self.module.conditioner
         saved = SavedSampling.of(SAMPLING, config.sample, config.condition_dropout)
         saved = saved if config.guidance is None else saved.joined(config.guidance.saved)
         own: Any = {"saved": saved, "picture": config.condition.picture, "value_range": value_range_of(self.data.train)}
