@@ -27,6 +27,7 @@ from ldm_kit.data.bad_pictures import check_bad_share, skip_or_raise
 from ldm_kit.data.batches import chunks
 from ldm_kit.data.buckets import FolderFiles, bucketed, within_crop
 from ldm_kit.data.caption_templates import captioned, check_entries
+from ldm_kit.data.clipped import warn_clipped
 from ldm_kit.data.colour_profiles import Profile, ProfileCounts
 from ldm_kit.data.folder_cache import folder_stamp
 from ldm_kit.data.folder_check import ROUND, Contents, file_sha256, folder_index
@@ -90,7 +91,9 @@ def load(config: FolderConfig) -> Split:
             usable or left to train on, one is bad (with `on_bad` "raise"), more are bad than allowed, or a range that
             is measured is empty.
     """
-    return _split(with_range(config))
+    split = _split(with_range(config))
+    warn_clipped(split.train, config.path)
+    return split
 
 
 def with_range(config: FolderConfig) -> FolderConfig:

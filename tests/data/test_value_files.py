@@ -67,9 +67,10 @@ def test_a_bigtiff_and_smaller_copies(tmp_path):
     assert np.array_equal(read_values(tmp_path / "a.tif", 1), page[None])
 
 
+@pytest.mark.parametrize("levels", [65536, 3])  # of few levels, many neighbours are equally near
 @pytest.mark.parametrize("channels", [1, 2, 3, 4])
-def test_a_png_of_16_bits_is_read_as_written(tmp_path, channels):
-    page = values(11, 14, channels)
+def test_a_png_of_16_bits_is_read_as_written(tmp_path, channels, levels):
+    page = values(11, 14, channels) % np.uint32(levels)
     file = png(tmp_path / "a.png", page, filters=(4, 0, 1, 2, 3, 4))
     read = read_values(file, channels)
     assert np.array_equal(read, page.transpose(2, 0, 1))

@@ -75,6 +75,22 @@ def test_large_sets_have_the_same_pictures(data, monkeypatch, way):
     assert (train.fingerprint == expected.fingerprint) == (way != "headers")
 
 
+def test_an_index_is_that_of_its_channels(data, monkeypatch):
+    monkeypatch.setattr(folders, "INDEXED", 3)
+    load(config(data))
+    with pytest.raises(UserError, match=r"all 14 pictures are bad, first 00\.tif: has 5 channels; expected 4"):
+        load(config(data, channels=4))
+
+
+def test_a_range_that_most_values_lie_outside_of_is_said(data, caplog):
+    with caplog.at_level(logging.WARNING):
+        load(config(data))
+        assert "is it the range of these files?" not in caplog.text
+        load(config(data, range=[0, 255]))
+    assert "of data.range [0, 255], 0 % of the values are at low or below and " in caplog.text
+    assert "is it the range of these files?" in caplog.text
+
+
 def test_a_limit_of_memory_counts_two_bytes_a_value(data):
     size = 28 * CHANNELS * SIDE**2  # 28 files, with captions
     assert type(load(config(data, memory_limit=2 * size)).train.base).__name__ == "InMemory"
@@ -203,6 +219,9 @@ def test_views_of_a_set_keep_its_range(data):
     for view in (subset(split.train, [1, 2]), whole(split)):
         assert value_range_of(view) == values
         assert view.pictures([0, 1]).dtype == torch.uint16
+    decoded = pixels(load(config(data, memory_limit=0)).train).mean
+    assert type(decoded.pictures).__name__ == "InMemory"
+    assert value_range_of(decoded.pictures) == values
     table = pixels(split.train, flip=True).mean
     assert torch.equal(table[0, 0], to_unit(split.train.picture(0)))
     assert torch.equal(table[:2, 1], to_unit(split.train.pictures([0, 1])).flip(3))

@@ -13,13 +13,16 @@ from PIL import Image
 import ldm_kit
 from ldm_kit.config import UserError
 from ldm_kit.data.folder import FolderConfig, load_all
+from ldm_kit.data.levels import to_unit
 from ldm_kit.data.sources import load
 from ldm_kit.data.tensors import from_tensor
 from ldm_kit.data.value_range import ValueRange, read_range, value_range_of
 from ldm_kit.editing.context import EditContext
 from ldm_kit.editing.prompt_edits import img2img_picture
 from ldm_kit.editing.sample_options import Img2ImgOptions
+from ldm_kit.inference import evaluate_autoencoders
 from ldm_kit.inference.evaluate import evaluate
+from ldm_kit.inference.evaluate_folders import Folder
 from ldm_kit.inference.generate import generate_to_folder
 from ldm_kit.inference.likelihood import evaluate_likelihood
 from ldm_kit.inference.requests import GenerationRequest, LikelihoodRequest, OutputOptions
@@ -27,6 +30,7 @@ from ldm_kit.methods import read_run
 from ldm_kit.methods.train import open_method
 from ldm_kit.metrics.reconstruction import psnr
 from ldm_kit.models.cascade import check_stages
+from ldm_kit.models.feature_nets import FeatureNet, Features
 from ldm_kit.models.options import SamplingOptions
 from ldm_kit.models.pipeline import Pipeline
 from ldm_kit.viz.grid import to_image
@@ -140,6 +144,7 @@ def test_one_channel_has_a_png_of_16_bits_that_reads_back(tmp_path):
     output = OutputOptions(out=out, device="cpu")
     generate_to_folder(tmp_path / "run", GenerationRequest(count=1), SamplingOptions(steps=2), output=output)
     (file,) = (out / "png16").glob("*.png")
+    assert [preview.parent for preview in Folder.open(out).files] == [out]
     with Image.open(file) as image:
         assert image.mode.startswith("I;16")
     array = np.load(next((out / "npy").glob("*.npy")))
@@ -179,7 +184,9 @@ def test_two_processes_measure_one_range(pictures, tmp_path, monkeypatch):
     torch.testing.assert_close(first.numbers("denoiser_loss"), alone.numbers("denoiser_loss"), rtol=1e-5, atol=0)
 
 
-def test_a_reconstruction_is_judged_in_16_bits(first_stage):
+def test_a_reconstruction_is_judged_in_16_bits(first_stage, monkeypatch):
+    seen, encode = [], evaluate_autoencoders.encode
+    monkeypatch.setattr(evaluate_autoencoders, "encode", lambda vae, x: seen.append(x) or encode(vae, x))
     result = evaluate(first_stage, measures="psnr", device="cpu", batch_size=4)
     (figure,) = result.figures
     data = load(read_run(first_stage / "config.yaml").data)
@@ -189,6 +196,7 @@ def test_a_reconstruction_is_judged_in_16_bits(first_stage):
         y = vae.decode(vae.encode(x * 2 - 1).latent_dist.mean).sample
     expected = psnr(x * 2 - 1, y).mean().item()
     assert figure.value == pytest.approx(expected, abs=1e-3)
+    assert torch.equal(torch.cat(seen), to_unit(data.heldout.pictures(range(len(data.heldout)))))
 
 
 def test_features_are_of_grey_and_rgb_alone(first_stage, models):
@@ -196,6 +204,17 @@ def test_features_are_of_grey_and_rgb_alone(first_stage, models):
         evaluate(first_stage, measures="fd", device="cpu")
     with pytest.raises(UserError, match="no measure can be taken: feature networks see grey and RGB"):
         evaluate(models["latents"], device="cpu")
+
+
+def test_feature_networks_see_values_of_grey_and_rgb_in_8_bits():
+    net = FeatureNet("toy", lambda shown: Features(shown.float().flatten(1)), "", "")
+    for channels in (1, 3):
+        levels = torch.arange(2 * channels * 16).view(2, channels, 4, 4) * 600
+        seen = net(levels.to(torch.int32).to(torch.uint16)).features.view(2, 3, 4, 4)
+        assert torch.equal(seen, (levels.double() / 257).round().float().expand(-1, 3, -1, -1))
+    with pytest.raises(UserError, match="feature networks see grey and RGB, and these pictures have 4 channels"):
+        net(torch.zeros(1, 4, 4, 4, dtype=torch.uint16))
+    assert net(torch.zeros(1, 4, 4, 4).byte()).features.shape == (1, 48)  # RGBA
 
 
 def test_a_reference_of_another_range_is_refused(first_stage, models, pictures):
