@@ -157,10 +157,9 @@ def _array(path: Path, data: Any, channels: int) -> _Source:
 
 
 def _tiff(path: Path, data: Any, channels: int) -> _Source:
-    pages = tiff.read_pages(data)
-    height, width, samples = pages[0].shape
-    shape = samples * len(pages), height, width
-    return _Source(shape, lambda: np.concatenate([tiff.read_values(data, page) for page in pages]))
+    pages = tiff.open_pages(data)
+    samples, height, width = tiff.size_of(pages[0])
+    return _Source((samples * len(pages), height, width), lambda: tiff.read_values(pages))
 
 
 def _png(path: Path, data: Any, channels: int) -> _Source:

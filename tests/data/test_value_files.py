@@ -5,8 +5,9 @@ import pytest
 import torch
 from PIL import Image
 
+from ldm_kit.config import UserError
 from ldm_kit.data.image_files import BadPicture, load_image
-from ldm_kit.data.tiff import read_pages
+from ldm_kit.data.tiff import open_pages
 from ldm_kit.data.value_files import check_values_header, load_levels, load_values, read_values
 from ldm_kit.data.value_range import ValueRange
 from tests.data.value_files import png, tiff
@@ -51,7 +52,7 @@ def test_a_tiff_by_another_writer(tmp_path, mode, codec, predictor):
     pages = [values(13, 21, *([3] if mode == "RGB" else []), kind=kind, seed=s) for s in range(3)]
     images = [Image.fromarray(page) for page in pages]
     more = {} if codec is None else {"compression": codec}
-    if codec is not None and predictor:
+    if codec not in (None, "packbits") and predictor:
         more["tiffinfo"] = {317: 3 if mode == "F" else 2}
     images[0].save(tmp_path / "a.tif", save_all=True, append_images=images[1:], **more)
     expected = np.concatenate([page.transpose(2, 0, 1) if page.ndim == 3 else page[None] for page in pages])
@@ -84,7 +85,7 @@ def test_a_png_of_16_bits_whose_contents_have_changed(tmp_path):
     data = bytearray(png(tmp_path / "a.png", values(9, 9, 3)).read_bytes())
     data[60] ^= 1
     (tmp_path / "a.png").write_bytes(data)
-    with pytest.raises(BadPicture, match="a checksum differs"):
+    with pytest.raises(BadPicture, match="damaged or truncated"):
         read_values(tmp_path / "a.png", 3)
 
 
@@ -181,4 +182,20 @@ def test_a_tiff_whose_directories_go_in_a_circle_ends(tmp_path):
     file = tiff(tmp_path / "a.tif", np.zeros((9, 9, 1), "u2"))
     data = bytearray(file.read_bytes())
     data[-4:] = data[4:8]  # the next directory is the first
-    assert len(read_pages(bytes(data))) == 1
+    assert len(open_pages(bytes(data))) == 1
+
+
+@pytest.mark.parametrize("name", ["a.tif", "a.png"])
+def test_without_the_codecs_the_extra_is_named(tmp_path, monkeypatch, name):
+    write = tiff if name == "a.tif" else png
+    write(tmp_path / name, values(9, 9, 3))
+    monkeypatch.setattr("ldm_kit.data.tiff.find_spec", lambda package: None if package == "imagecodecs" else True)
+    with pytest.raises(UserError, match=r"need imagecodecs: pip install 'ldm_kit\[values\]'"):
+        read_values(tmp_path / name, 3)
+
+
+def test_palettes_and_inverted_greys_of_tiffs_are_refused(tmp_path):
+    for mode, more in (("P", {}), ("L", {"tiffinfo": {262: 0}})):
+        Image.new(mode, (9, 9)).save(tmp_path / "a.tif", **more)
+        with pytest.raises(BadPicture, match="expected grey or RGB"):
+            read_values(tmp_path / "a.tif", 1)
