@@ -14,76 +14,37 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import chain
 from pathlib import Path
-from typing import Annotated, Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
-from pydantic import AfterValidator, Field
 from torch import Tensor
 from tqdm import tqdm
 
 from ldm_kit.config import cache_dir
 from ldm_kit.data import peers, tensor_cache
-from ldm_kit.data.alpha import AlphaConfig, masked, masked_split
+from ldm_kit.data.alpha import masked, masked_split
 from ldm_kit.data.bad_pictures import check_bad_share, skip_or_raise
 from ldm_kit.data.batches import chunks
-from ldm_kit.data.buckets import BucketedConfig, FolderFiles, bucketed, within_crop
+from ldm_kit.data.buckets import FolderFiles, bucketed, within_crop
 from ldm_kit.data.caption_templates import captioned, check_entries
+from ldm_kit.data.clipped import warn_clipped
 from ldm_kit.data.colour_profiles import Profile, ProfileCounts
 from ldm_kit.data.folder_cache import folder_stamp
 from ldm_kit.data.folder_check import ROUND, Contents, file_sha256, folder_index
+from ldm_kit.data.folder_config import FolderConfig as FolderConfig
 from ldm_kit.data.folder_index import folder_entries, resolve_inside, training_entries
-from ldm_kit.data.folder_layout import CLASSES, Layout
-from ldm_kit.data.image_files import PIXEL_LIMIT, BadPicture, Colour, check_header, load_image
+from ldm_kit.data.folder_layout import CLASSES
+from ldm_kit.data.image_files import BadPicture, check_header, load_image
 from ldm_kit.data.images import InMemory, PictureSet, Split, class_names, digest
-from ldm_kit.data.metadata import BAD_CAPTION, CAPTION_LINES, BadCaption, Entry, find_table, without_problems
+from ldm_kit.data.metadata import Entry, find_table, without_problems
+from ldm_kit.data.percentiles import measured_range
 from ldm_kit.data.readable import readable
 from ldm_kit.data.records import Numbers, Record, Records, names_of
 from ldm_kit.data.splits import named_split, picture_roles, repeated
+from ldm_kit.data.value_files import check_values_header, load_levels
+from ldm_kit.data.value_range import Percentiles, ValueRange
 
 INDEXED = 2000  # a folder of at least so many files is indexed
-
-
-class FolderConfig(BucketedConfig, AlphaConfig):
-    """Options of a data source that is a folder of the user's pictures."""
-
-    source: Literal["folder"] = Field(default="folder", description="which data: a folder of pictures")
-    path: Annotated[Path, AfterValidator(Path.expanduser)] = Field(
-        description="the folder: metadata.jsonl (or .csv) with images, one sub-folder per class, or plain images"
-    )
-    resolution: int = Field(
-        default=32, ge=8, le=2048, description="pixels along each side after scaling and centre crop"
-    )
-    channels: Literal[1, 3, 4] = Field(default=3, description="1 grey, 3 RGB, 4 RGBA")
-    background: Colour = Field(default="white", description="colour laid under transparent pictures: a name or #rrggbb")
-    layout: Layout = Field(
-        default="auto",
-        description="what sub-folders mean. auto: splits (train, val, test), kohya's repeats (10_name) or classes, by "
-        "their names; classes: each is a class; repeats: each is one of kohya's; plain: nothing",
-    )
-    captions: bool = Field(default=True, description="read caption files beside pictures (0.txt beside 0.png)")
-    caption_lines: bool = CAPTION_LINES
-    on_bad_caption: BadCaption = BAD_CAPTION
-    heldout: float = Field(
-        default=0.05, ge=0, lt=1, description="share held out, by a hash of names; not used if folders name splits"
-    )
-    on_bad: Literal["skip", "raise"] = Field(default="skip", description="what an unreadable picture leads to")
-    max_bad_share: float = Field(
-        default=0.01,
-        ge=0,
-        le=1,
-        description="stop if more than this share is bad; above 0, one bad picture is always allowed",
-    )
-    pixel_limit: int = Field(
-        default=PIXEL_LIMIT, ge=1, le=89_478_485, description="most pixels that an image may have by its header"
-    )
-    memory_limit: int = Field(
-        default=2 * 2**30, ge=0, description="most bytes of a set decoded into memory; larger sets: on demand"
-    )
-    verify: bool = Field(
-        default=True,
-        description="sets over memory_limit: decode and hash every picture once at the start; false: check headers "
-        "alone, and skip a picture that turns out to be broken in training",
-    )
 
 
 class _Usable(NamedTuple):
@@ -106,6 +67,10 @@ class _OnDemand:
     def channels(self) -> int:
         return self.config.stored_channels
 
+    @property
+    def value_range(self) -> ValueRange | None:
+        return self.config.value_range
+
     def __len__(self) -> int:
         return len(self.records)
 
@@ -115,7 +80,7 @@ class _OnDemand:
     def pictures(self, indices: Sequence[int]) -> Tensor:
         shape = (0, self.channels, self.resolution, self.resolution)
         pictures = [self.picture(int(i)) for i in indices]
-        return torch.stack(pictures) if pictures else torch.empty(shape, dtype=torch.uint8)
+        return torch.stack(pictures) if pictures else torch.empty(shape, dtype=self.config.pixel_dtype)
 
 
 def load(config: FolderConfig) -> Split:
@@ -123,8 +88,28 @@ def load(config: FolderConfig) -> Split:
 
     Raises:
         UserError: the folder does not exist, its metadata is invalid, pictures lie beside class folders, no picture is
-            usable or left to train on, one is bad (with `on_bad` "raise"), or more are bad than allowed.
+            usable or left to train on, one is bad (with `on_bad` "raise"), more are bad than allowed, or a range that
+            is measured is empty.
     """
+    split = _split(with_range(config))
+    warn_clipped(split.train, config.path)
+    return split
+
+
+def with_range(config: FolderConfig) -> FolderConfig:
+    """Return a config whose `range` is in numbers: percentiles are measured over its training pictures, and cached.
+
+    Raises:
+        UserError: see `load`.
+    """
+    if not isinstance(config.range, Percentiles):
+        return config
+    unmeasured = config.model_copy(update={"range": ((0.0, 1.0),), "memory_limit": 0})  # decoded on demand
+    pairs = measured_range(_split(unmeasured).train, config.range.percentiles, config)
+    return config.model_copy(update={"range": pairs})
+
+
+def _split(config: FolderConfig) -> Split:
     pictures = captioned(_load(config, training=True), config)
     pictures = bucketed(pictures, config, FolderFiles(config.path, pictures.records))
     names = names_of(pictures.records)
@@ -138,29 +123,31 @@ def load(config: FolderConfig) -> Split:
 
 def load_all(config: FolderConfig) -> PictureSet:
     """Load a folder's usable pictures as one set sorted by name; raise UserError if the folder cannot be used."""
+    config = with_range(config)
     return masked(_load(config, training=False), config)
 
 
 def _load(config: FolderConfig, training: bool) -> PictureSet:
-    size = config.stored_channels * config.resolution**2
+    size = config.stored_channels * config.resolution**2 * config.pixel_dtype.itemsize
     stamp, count = peers.from_first(peers.host(), partial(folder_stamp, config.path))
     fits = count * size <= config.memory_limit
     if count >= INDEXED or not fits:
         return _load_indexed(config, training, stamp, fits)
     entries = _entries(config, training)
-    pixels = torch.empty(len(entries), config.stored_channels, *[config.resolution] * 2, dtype=torch.uint8)
+    pixels = torch.empty(len(entries), config.stored_channels, *[config.resolution] * 2, dtype=config.pixel_dtype)
     profiles = ProfileCounts()
     usable = _check_all(entries, config, pixels, profiles)
     classes = class_names(picture.entry.label for picture in usable)
     labels = {name: number for number, name in enumerate(classes)}
     records = Records.of(picture.entry.record(labels) for picture in usable)
     fingerprint = _fingerprint(config, records, (picture.contents for picture in usable), profiles)
-    return InMemory(records, classes, pixels[: len(usable)], fingerprint)
+    return InMemory(records, classes, pixels[: len(usable)], fingerprint, config.value_range)
 
 
 def _entries(config: FolderConfig, training: bool) -> list[Entry]:
     """List a folder's pictures; if `training`, leave out the folder `test` where there is also a folder `val`."""
-    entries = folder_entries(config.path, config.layout, config.captions, config.caption_lines)
+    values = config.range is not None
+    entries = folder_entries(config.path, config.layout, config.captions, config.caption_lines, values=values)
     entries = without_problems(entries, config.path) if config.on_bad_caption == "ignore" else entries
     if not training:
         return entries
@@ -179,6 +166,7 @@ def _load_indexed(config: FolderConfig, training: bool, stamp: str, fits: bool) 
     settings = [config.pixel_limit, decode, config.layout, config.captions, training]
     settings += [config.on_bad_caption] if config.on_bad_caption != "skip" else []
     settings += ["lines"] if config.caption_lines else []
+    settings += ["values", config.channels] if config.range is not None else []
     entries, check = partial(_entries, config, training), partial(_contents, config, decode)
     index = folder_index(config.path, [*map(str, settings)], stamp, entries, check)
     for complaint in index.complaints:
@@ -193,7 +181,7 @@ def _load_indexed(config: FolderConfig, training: bool, stamp: str, fits: bool) 
         return pictures
     key = tensor_cache.key_of("pixels", fingerprint)
     pixels = tensor_cache.cached(cache_dir() / "pixels", key, lambda: {"pixels": _decode_all(pictures)})["pixels"]
-    return InMemory(index.records, index.classes, pixels, fingerprint)
+    return InMemory(index.records, index.classes, pixels, fingerprint, config.value_range)
 
 
 def _contents(config: FolderConfig, decode: bool, name: str) -> Contents | str:
@@ -210,8 +198,9 @@ def _contents(config: FolderConfig, decode: bool, name: str) -> Contents | str:
     return Contents(stat.st_size, stat.st_mtime_ns, file_sha256(path) if decode else bytes(32), profile)
 
 
-def _decode_all(pictures: PictureSet) -> Tensor:
-    pixels = torch.empty(len(pictures), pictures.channels, *[pictures.resolution] * 2, dtype=torch.uint8)
+def _decode_all(pictures: _OnDemand) -> Tensor:
+    size, dtype = [pictures.resolution] * 2, pictures.config.pixel_dtype
+    pixels = torch.empty(len(pictures), pictures.channels, *size, dtype=dtype)
     for indices in tqdm(chunks(pictures, ROUND), "decoding", disable=None):
         for index, picture in zip(indices, peers.in_threads(pictures.picture, indices), strict=True):
             pixels[index] = picture
@@ -227,7 +216,7 @@ def _check_all(entries: Sequence[Entry], config: FolderConfig, pixels: Tensor, c
             if entry.problem:
                 raise BadPicture(entry.name, entry.problem)
             path = resolve_inside(config.path, entry.name)
-            profile = check_header(path, config.pixel_limit)
+            profile = _check_header(path, config)
             pixels[len(usable)] = _decode(path, config)
         except BadPicture as error:
             complaints.append(f"{entry.name}: {error.reason}")
@@ -242,13 +231,22 @@ def _check_all(entries: Sequence[Entry], config: FolderConfig, pixels: Tensor, c
 
 def _check(path: Path, config: FolderConfig, decode: bool) -> Profile | None:
     """Check a picture's header, and with `decode` its pixels; return its colour profile."""
-    profile = check_header(path, config.pixel_limit)
+    profile = _check_header(path, config)
     if decode:
         _decode(path, config)
     return profile
 
 
+def _check_header(path: Path, config: FolderConfig) -> Profile | None:
+    if config.range is None:
+        return check_header(path, config.pixel_limit)
+    check_values_header(path, config.channels, config.pixel_limit)
+    return None
+
+
 def _decode(path: Path, config: FolderConfig) -> Tensor:
+    if (values := config.value_range) is not None:
+        return load_levels(path, config.resolution, config.channels, values, config.pixel_limit)
     settings = config.resolution, config.channels, config.background, config.pixel_limit
     return load_image(path, *settings, alpha=config.alpha == "mask")
 
@@ -257,4 +255,5 @@ def _fingerprint(config: FolderConfig, records: Records, contents: Iterable[str]
     """Return a hash that identifies the set: of settings, `profiles`, and each picture's name and sha256 or size."""
     settings = ["folder", "code=1", str(config.resolution), str(config.channels), config.background, *profiles.settings]
     settings += ["alpha"] if config.alpha == "mask" else []
+    settings += [] if config.value_range is None else ["range", str(config.value_range.pairs)]
     return digest(chain(settings, chain.from_iterable(zip(records.names, contents, strict=True))))

@@ -10,7 +10,7 @@ from ldm_kit.config import UserError
 from ldm_kit.data.captions import KINDS, TEXT_KINDS, Sidecar, read_sidecar
 from ldm_kit.data.folder_layout import CLASSES, FolderMeaning, Layout, folder_meanings
 from ldm_kit.data.image_files import BadPicture
-from ldm_kit.data.image_kinds import is_picture
+from ldm_kit.data.image_kinds import is_array, is_picture
 from ldm_kit.data.left_out import log_unlisted, log_unread
 from ldm_kit.data.metadata import TABLES, Entry, find_table, read_table
 from ldm_kit.data.splits import check_training_role, folder_role, picture_roles, unused_role
@@ -27,7 +27,9 @@ class _Files:
     sidecars: dict[str, list[str]] = field(default_factory=dict)  # caption files: path without suffix -> suffixes
 
 
-def folder_entries(root: Path, layout: Layout = "auto", captions: bool = True, lines: bool = False) -> list[Entry]:
+def folder_entries(
+    root: Path, layout: Layout = "auto", captions: bool = True, lines: bool = False, *, values: bool = False
+) -> list[Entry]:
     """Return all pictures of a folder, sorted by name; files that are not read are logged, except hidden ones.
 
     Args:
@@ -35,6 +37,7 @@ def folder_entries(root: Path, layout: Layout = "auto", captions: bool = True, l
         layout: what sub-folders mean: classes; repeats (kohya's `10_dog`); plain: nothing; auto: their names decide.
         captions: whether caption files beside pictures (`0.txt` beside `0.png`) are read.
         lines: whether each line of a caption file is a caption.
+        values: whether arrays (.npy) are pictures too.
 
     Raises:
         UserError: the folder is missing or has no picture, metadata.jsonl (or .csv) is invalid, or pictures lie beside
@@ -44,18 +47,24 @@ def folder_entries(root: Path, layout: Layout = "auto", captions: bool = True, l
         raise UserError(f"{root} is {'not a folder' if root.exists() else 'no such folder'}; expected one with images")
     table = find_table(root)
     names = sorted(_walk(root))
-    files = _sorted_out(names)
-    log_unread(root, (name for name in names if not _is_used(name)))
+    arrays = frozenset(name for name in names if is_array(name))
+    used = [name for name in names if _is_used(name) or (values and name in arrays)]
+    files = _sorted_out(used)
+    log_unread(root, sorted({*names} - {*used}))
     if table is not None:
         entries = read_table(table)
-        log_unlisted(root, table.name, filter(is_picture, files.pictures), (entry.name for entry in entries))
+        pictures = (name for name in files.pictures if is_picture(name) or name in arrays)
+        log_unlisted(root, table.name, pictures, (entry.name for entry in entries))
         roles = picture_roles([entry.name for entry in entries], root, "say data.layout: plain")
         if roles is not None and layout == "auto":
             entries = [replace(entry, role=role) for entry, role in zip(entries, roles.roles, strict=True)]
     else:
         entries = _from_layout(root, files, layout, (captions, lines))
     if not entries:
-        raise UserError(f"{root} offers no pictures; expected {TABLES[0]}, class folders or images (.png, .jpg, ...)")
+        advice = "; arrays (.npy) are read with data.range, the values that become -1 and 1" if arrays else ""
+        raise UserError(
+            f"{root} offers no pictures; expected {TABLES[0]}, class folders or images (.png, .jpg, ...){advice}"
+        )
     return sorted(entries, key=lambda entry: entry.name)
 
 
@@ -100,9 +109,9 @@ def resolve_inside(root: Path, name: str) -> Path:
 
 
 def _sorted_out(names: Iterable[str]) -> _Files:
-    """Sort relative paths of files into pictures, files named metadata.* and caption files; leave out all others."""
+    """Sort relative paths of files that are used into pictures, files named metadata.* and caption files."""
     files = _Files()
-    for name in filter(_is_used, names):
+    for name in names:
         stem, _, suffix = name.rpartition(".")
         suffix = suffix.lower()
         if name.rpartition("/")[2].startswith("metadata."):

@@ -6,6 +6,7 @@ from pydantic import Field
 
 from ldm_kit.config import Config, UserError
 from ldm_kit.data.images import Split
+from ldm_kit.data.value_range import Range
 
 
 class GivenConfig(Config):
@@ -13,7 +14,8 @@ class GivenConfig(Config):
 
     source: Literal["given"] = "given"
     resolution: int = Field(ge=1, description="side in pixels")
-    channels: int = Field(ge=1, description="1 grey, 3 RGB, 4 RGBA")
+    channels: int = Field(ge=1, description="1 grey, 3 RGB, 4 RGBA; with `range`, any number")
+    range: Range = Field(default=None, description="values that stand for -1 and 1; null: pictures of 8 bits")
 
 
 def load(config: GivenConfig) -> Split:

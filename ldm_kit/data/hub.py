@@ -43,6 +43,8 @@ def _check_commit(revision: str) -> str:
 
 
 def _check_inside(data: Any) -> Any:
+    if getattr(data, "range", None) is not None:
+        raise ValueError("range is for folders on this machine; download the data set, and say data.source: folder")
     path = PurePosixPath(data.path.as_posix())
     if path.is_absolute() or ".." in path.parts:
         raise ValueError(f"path {path} leads outside; expected a path in the repository, such as data")

@@ -60,6 +60,11 @@ def is_picture(name: str) -> bool:
     return PurePath(name).suffix.lower() in SUFFIXES
 
 
+def is_array(name: str) -> bool:
+    """Return whether a file's name has the suffix of an array, .npy, which is read where a range of values is given."""
+    return PurePath(name).suffix.lower() == ".npy"
+
+
 def formats_of(name: str) -> tuple[str, ...]:
     """Return Pillow's names of the formats to try for a file: all readable ones; TGA only if `name` has its suffix."""
     return (*_formats(), "TGA") if PurePath(name).suffix.lower() in _TGA else _formats()

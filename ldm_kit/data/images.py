@@ -1,4 +1,4 @@
-"""Picture sets: protocol, sets in memory, subsets, fixed splits; conversion of pixels between bytes and floats."""
+"""Picture sets: protocol, sets in memory, subsets, fixed splits."""
 
 import hashlib
 from collections.abc import Iterable, Sequence
@@ -11,12 +11,16 @@ import torch
 from torch import Tensor
 
 from ldm_kit.config import UserError
+from ldm_kit.data.levels import to_bytes as to_bytes
+from ldm_kit.data.levels import to_unit as to_unit
 from ldm_kit.data.records import UNLABELLED, Records, labels_of, names_of
 from ldm_kit.data.records import Record as Record
+from ldm_kit.data.value_range import ValueRange
+from ldm_kit.data.value_range import value_range_of as value_range_of
 
 
 class PictureSet(Protocol):
-    """A set of pictures in a fixed order, uint8 [C, R, R] each: C channels, R x R pixels, with captions and classes."""
+    """Pictures in a fixed order, uint8 [C, R, R] each (C channels, R x R pixels) or, with a `value_range`, uint16."""
 
     @property
     def records(self) -> Sequence[Record]:
@@ -62,6 +66,7 @@ class InMemory:
     classes: Sequence[str]  # class names that `Record.label` indexes; empty if nothing is labelled
     pixels: Tensor  # uint8 [N, C, R, R]
     fingerprint: str  # sha256 (hex) of preprocessing settings and of every picture's name and contents
+    value_range: ValueRange | None = None  # what the levels stand for, uint16 in place of uint8; None: 8 bits
 
     @property
     def resolution(self) -> int:
@@ -105,6 +110,11 @@ class DerivedSet:
     def channels(self) -> int:
         """Channels of a picture, C: 1 grey, 3 RGB, 4 RGBA."""
         return self.base.channels
+
+    @property
+    def value_range(self) -> ValueRange | None:
+        """What the levels of the pictures stand for; None: they have 8 bits."""
+        return value_range_of(self.base)
 
 
 @dataclass(frozen=True, eq=False)
@@ -210,8 +220,7 @@ def heldout_split(pictures: PictureSet, share: float, source: object) -> Split:
     held = _heldout_mask(pictures.records, share)
     if held.all():
         raise UserError(f"all {len(held)} pictures in {source} are held out; lower data.heldout")
-    train, heldout = (subset(pictures, np.flatnonzero(mask)) for mask in (~held, held))
-    return Split(train, heldout, None)
+    return Split(subset(pictures, np.flatnonzero(~held)), subset(pictures, np.flatnonzero(held)), None)
 
 
 def class_names(labels: Iterable[str | None]) -> list[str]:
@@ -247,13 +256,3 @@ def _utf8(text: str) -> bytes:
         return text.encode("utf-8", "surrogateescape")
     except UnicodeEncodeError:
         return text.encode("utf-8", "surrogatepass")
-
-
-def to_unit(pictures: Tensor) -> Tensor:
-    """Convert uint8 pixels 0..255, of any shape, to float32 in [-1, 1]."""
-    return pictures.to(torch.float32) / 127.5 - 1
-
-
-def to_bytes(x: Tensor) -> Tensor:
-    """Convert float pixels in [-1, 1], of any shape, to uint8 0..255, rounded and clamped; NaN becomes 0."""
-    return ((x.float() + 1) * 127.5).round().clamp(0, 255).nan_to_num(0).to(torch.uint8)

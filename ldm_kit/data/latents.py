@@ -33,6 +33,7 @@ from ldm_kit.data.latent_shards import (
 )
 from ldm_kit.data.readable import replacements, sources
 from ldm_kit.data.tensor_store import PixelTable, StoredTable, TensorTable, locate
+from ldm_kit.data.value_range import pixel_dtype, value_range_of
 from ldm_kit.memory import Batch, BatchSize
 
 Encode = Callable[[Tensor], Moments]  # pictures [B, C, R, R] in [-1, 1] -> mean and log-variance, [B, Z, h, w] each
@@ -234,7 +235,7 @@ def pixels(
     """Return pictures as their own latents, for diffusion in pixel space.
 
     The mean is the picture in [-1, 1], the log-variance -30 (almost no noise). A set is decoded into memory, as
-    bytes, if it has at most PIXELS (2^29) bytes and at most `most` pictures; larger sets are decoded on demand.
+    levels, if it has at most PIXELS (2^29) bytes and at most `most` pictures; larger sets are decoded on demand.
 
     Args:
         pictures: the picture set.
@@ -243,11 +244,12 @@ def pixels(
         most: most pictures of a set that is decoded into memory; None: any number.
         size: height and width of the pictures; None: they are squares.
     """
-    count = len(pictures) * pictures.channels * pictures.resolution**2
+    count = len(pictures) * pictures.channels * pictures.resolution**2 * pixel_dtype(pictures).itemsize
     held = pictures
     if not isinstance(pictures, InMemory) and count <= PIXELS and (most is None or len(pictures) <= most):
         decoded = torch.cat([pictures.pictures(indices) for indices in chunks(pictures, batch)])
-        held = InMemory(pictures.records, pictures.classes, decoded, pictures.fingerprint)
+        own = value_range_of(pictures)
+        held = InMemory(pictures.records, pictures.classes, decoded, pictures.fingerprint, own)
     table = PixelTable(held, flip, size)
     key = f"{pictures.fingerprint} flip" if flip else pictures.fingerprint
     return Latents(table, torch.tensor(-30.0).expand(*table.shape), key, replacements(pictures))

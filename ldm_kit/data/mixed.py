@@ -13,6 +13,7 @@ from torch import Tensor
 from ldm_kit.data.alpha import AlphaMasked
 from ldm_kit.data.images import PictureSet, Record, Split, class_names, digest
 from ldm_kit.data.records import Records
+from ldm_kit.data.value_range import ValueRange, value_range_of
 
 
 class Shares(NamedTuple):
@@ -52,6 +53,11 @@ class MixedSet:
         return self.parts[0].channels
 
     @property
+    def value_range(self) -> ValueRange | None:
+        """What the levels of the pictures stand for, the same in all parts; None: they have 8 bits."""
+        return value_range_of(self.parts[0])
+
+    @property
     def fingerprint(self) -> str:
         """Sha256 (hex) of the fingerprints of all parts; shares do not change it."""
         return digest(["mixed", *(member.fingerprint for member in self.parts)])
@@ -66,14 +72,15 @@ class MixedSet:
 
     def pictures(self, indices: Sequence[int]) -> Tensor:
         """Return the N pictures at `indices`, uint8 [N, C, R, R]: C channels, R x R pixels, read part by part."""
-        pixels = torch.empty(len(indices), self.channels, self.resolution, self.resolution, dtype=torch.uint8)
         slots: dict[int, list[int]] = {}
         located = [self._located(int(index)) for index in indices]
         for slot, (number, _) in enumerate(located):
             slots.setdefault(number, []).append(slot)
-        for number, own in slots.items():
-            pixels[own] = self.parts[number].pictures([located[slot][1] for slot in own])
-        return pixels
+        blocks = [self.parts[number].pictures([located[slot][1] for slot in own]) for number, own in slots.items()]
+        if not blocks:
+            return self.parts[0].pictures([])
+        order = torch.tensor([slot for own in slots.values() for slot in own]).argsort()
+        return torch.cat(blocks)[order]
 
     def first(self, number: int) -> int:
         """Return the index of the first picture of part `number` (0, 1, ...)."""

@@ -17,6 +17,7 @@ from ldm_kit.config import cache_dir
 from ldm_kit.data.batches import chosen
 from ldm_kit.data.buckets import square_split
 from ldm_kit.data.images import PictureSet, Split
+from ldm_kit.data.levels import HIGHEST
 from ldm_kit.data.tensor_cache import cached, key_of
 
 SIDE = 16  # pixels to which pictures are shrunk
@@ -93,6 +94,7 @@ def _shrunk(pictures: PictureSet, rows: Tensor) -> Tensor:
     """Return the pictures at `rows` [N], shrunk to at most 16 x 16 pixels: float32 [N, D], of 0..255."""
     parts: list[Tensor] = []
     for batch in rows.split(BATCH):
-        x = pictures.pictures(batch.tolist()).float()
+        levels = pictures.pictures(batch.tolist())
+        x = levels.float() * (255 / HIGHEST[levels.dtype])
         parts.append((F.interpolate(x, (SIDE, SIDE), mode="area") if x.shape[-1] > SIDE else x).flatten(1))
     return torch.cat(parts)

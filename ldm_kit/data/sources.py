@@ -25,6 +25,7 @@ from ldm_kit.data.parquet import ParquetConfig
 from ldm_kit.data.rendered import DrawnSet, RenderedConfig
 from ldm_kit.data.shapes import dataset as shapes
 from ldm_kit.data.shapes.dataset import ShapesConfig
+from ldm_kit.data.value_range import Percentiles
 from ldm_kit.data.webdataset import WebDatasetConfig
 
 SOURCES: dict[type, Callable[[Any], Split]] = {
@@ -93,6 +94,11 @@ class MixConfig(Config):
         """What transparency means, the same in all parts."""
         return _alpha(self.parts[0].data)
 
+    @property
+    def range(self) -> Any:
+        """The values that become -1 and 1, the same in all parts; None: pictures of 8 bits."""
+        return getattr(self.parts[0].data, "range", None)
+
     @model_validator(mode="after")
     def _check_alike(self) -> Self:
         if not 2 <= len(self.parts) <= 16:
@@ -100,6 +106,8 @@ class MixConfig(Config):
         for number, one in enumerate(self.parts, 1):
             if getattr(one.data, "buckets", None) is not None:
                 raise ValueError(f"part {number} has buckets, but the pictures of a mix are squares; leave them out")
+            if isinstance(getattr(one.data, "range", None), Percentiles):
+                raise ValueError(f"part {number} has percentiles as range, but all parts need one; expected numbers")
         first = self.parts[0].data
         for number, other in enumerate([one.data for one in self.parts[1:]], 2):
             for name in ("resolution", "channels"):
@@ -108,6 +116,8 @@ class MixConfig(Config):
                         f"part {number} ({other.source}) has {name} {getattr(other, name)} and part 1 "
                         f"({first.source}) {getattr(first, name)}; expected the same in all parts"
                     )
+            if getattr(other, "range", None) != self.range:
+                raise ValueError(f"part {number} and part 1 differ in range; expected the same in all parts")
             if _alpha(other) != _alpha(first):
                 raise ValueError(
                     f"part {number} has alpha {_alpha(other)} and part 1 {_alpha(first)}; expected the same"

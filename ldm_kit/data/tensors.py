@@ -10,6 +10,7 @@ from ldm_kit.config import UserError
 from ldm_kit.data.captions import Captions
 from ldm_kit.data.images import InMemory, Record, Split, digest, split_off, subset
 from ldm_kit.data.lists import check_lists
+from ldm_kit.data.value_range import MOST_CHANNELS, ValueRange, range_pairs
 
 CHANNELS = (1, 3, 4)
 
@@ -21,6 +22,7 @@ def from_tensor(
     labels: Sequence[int] | Tensor | None = None,
     classes: Sequence[str] = (),
     heldout: float = 0.0,
+    value_range: Sequence[float] | Sequence[Sequence[float]] | None = None,
 ) -> Split:
     """Return training data made from a tensor of images; the images stay in memory.
 
@@ -33,6 +35,9 @@ def from_tensor(
         classes: K class names; empty: "0", "1", ... up to the largest label.
         heldout: approximate share of the images, 0 <= heldout < 1, that is never trained on and serves to measure
             losses. A hash of an image's index decides whether it is held out.
+        value_range: (low, high), or such a pair for each channel: images are then whole numbers or floats of any kind,
+            [N, C, R, R] with C up to 16, of which low becomes -1 and high 1, in 65536 levels; values outside are
+            clipped. None: images of 8 bits.
 
     Returns:
         A `Split` of training and held-out images; `compositional` is None.
@@ -44,7 +49,8 @@ def from_tensor(
     for name, value in (("captions", captions), ("labels", labels), ("classes", classes)):
         if value is not None:
             check_lists(**{name: value})
-    pixels = _pixels(images)
+    values = None if value_range is None else _range(value_range)
+    pixels = _pixels(images) if values is None else _levels(images, values)
     if not 0 <= heldout < 1:
         raise UserError(f"heldout is {heldout}; expected a share of the images, 0 <= heldout < 1")
     numbers = _labels(labels, len(pixels), classes)
@@ -54,7 +60,8 @@ def from_tensor(
     records = [_record(i, captions, numbers) for i in range(len(pixels))]
     contents = hashlib.sha256(pixels.numpy().tobytes()).hexdigest()
     described = ["\0".join([*record.captions, str(record.label)]) for record in records]
-    whole = InMemory(records, names, pixels, digest(["tensor", str(tuple(pixels.shape)), contents, *names, *described]))
+    shape = [str(tuple(pixels.shape)), *([] if values is None else [str(values.pairs)])]
+    whole = InMemory(records, names, pixels, digest(["tensor", *shape, contents, *names, *described]), values)
     train, held = split_off(records, heldout)
     return Split(subset(whole, train), subset(whole, held), None)
 
@@ -66,6 +73,28 @@ def _record(index: int, captions: Sequence[str | Sequence[str]] | None, labels: 
     except ValueError as error:
         raise UserError(f"caption {index} is {error}") from None
     return Record(f"{index:07d}", text, labels[index] if labels else None, {}, others)
+
+
+def _range(value: Sequence[float] | Sequence[Sequence[float]]) -> ValueRange:
+    try:
+        return ValueRange.of(range_pairs(value))
+    except ValueError as error:
+        raise UserError(f"value_range: {error}") from None
+
+
+def _levels(images: Tensor, values: ValueRange) -> Tensor:
+    """Return images [N, C, R, R] of any values as levels between those of a range, uint16 on the CPU."""
+    channels = images.shape[1] if images.ndim == 4 else 0
+    if not 1 <= channels <= MOST_CHANNELS or images.shape[2] != images.shape[3] or not len(images):
+        raise UserError(
+            f"images have the shape {tuple(images.shape)}; expected [N, C, R, R] with N > 0 and C at most "
+            f"{MOST_CHANNELS}"
+        )
+    if len(values.low) not in (1, channels):
+        raise UserError(f"value_range has {len(values.low)} pairs, but images have {channels} channels")
+    if not images.double().isfinite().all():
+        raise UserError("images hold NaN or infinity; expected finite values")
+    return torch.stack([torch.from_numpy(values.levels(image.detach().cpu().double().numpy())) for image in images])
 
 
 def _pixels(images: Tensor) -> Tensor:

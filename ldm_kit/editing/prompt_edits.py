@@ -12,6 +12,7 @@ from ldm_kit.config import UserError
 from ldm_kit.diffusion.denoiser import Denoiser
 from ldm_kit.diffusion.samplers import State, ddim
 from ldm_kit.editing.context import EditContext, EditResult
+from ldm_kit.editing.editable import other_kind
 from ldm_kit.editing.image_io import read_picture, save_result
 from ldm_kit.editing.inpainting import composite, inpaint_latents, latent_mask
 from ldm_kit.editing.inversion import (
@@ -39,18 +40,10 @@ _NOT_RECORDED = {"image", "count", "seed", "batch_size"}  # paths, numbers in th
 _OF_SOLVER = ("solver", "spacing", "eta")  # without meaning where the command fixes sampler and timesteps
 
 
-def is_editable(pipeline: Pipeline) -> bool:
-    """Return whether these commands edit with a model: they give it no image to vary, and no sizes of pictures."""
-    return pipeline.conditioner.image_conditioner is None and not pipeline.takes_sizes
-
-
 def _opened(context: EditContext) -> Pipeline:
     pipeline = context.load_pipeline(context.precision)
-    if not is_editable(pipeline):
-        what = "sizes of pictures" if pipeline.takes_sizes else "the embedding of an image"
-        raise UserError(
-            f"the model in {context.folder} is conditioned on {what}, which only sample.py gives it; expected another"
-        )
+    if kind := other_kind(pipeline):
+        raise UserError(f"the model in {context.folder} is {kind}; expected another")
     return pipeline
 
 

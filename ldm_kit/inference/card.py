@@ -13,6 +13,7 @@ import yaml
 from huggingface_hub import ModelCardData
 
 from ldm_kit.config import UserError
+from ldm_kit.data.value_range import read_range
 from ldm_kit.inference.card_facts import KINDS, Facts, figure_rows
 from ldm_kit.viz.png import write_atomic
 
@@ -83,10 +84,12 @@ def _title(facts: Facts, name: str) -> list[str]:
     under = f", conditioned on {' and on '.join(conditions)}" if conditions else ""
     parts = ", ".join(f"{_count(count)} in {name}" for name, count in facts.parameters.items() if name != ".")
     total = f"{_count(sum(facts.parameters.values()))} parameters" + (f" ({parts})" if parts else "")
+    values = read_range(facts.model)
+    units = "" if values is None else f" and {config.data.channels} channels of values in {values}"
     lines = [
         f"# {name}",
         "",
-        f"{kind[0].upper()}{kind[1:]} for pictures of {config.data.resolution} px{under}: {total}.",
+        f"{kind[0].upper()}{kind[1:]} for pictures of {config.data.resolution} px{units}{under}: {total}.",
     ]
     return lines if facts.pictures is None else [*lines, "", f"![the last grid of the training run]({PICTURES})"]
 

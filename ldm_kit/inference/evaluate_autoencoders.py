@@ -12,7 +12,8 @@ from autoencoder import saved
 from autoencoder.base import AutoencoderError, decode, encode, latent_shape
 from autoencoder.perceptual import Perceptual
 from ldm_kit.config import UserError
-from ldm_kit.data.images import to_bytes, to_unit
+from ldm_kit.data.levels import to_levels, to_unit
+from ldm_kit.data.value_range import ValueRange
 from ldm_kit.inference.evaluate_folders import NO_BITS, NO_CODES, JudgedBatch
 from ldm_kit.inference.evaluate_latents import few_latents, impossible_of, latents_of
 from ldm_kit.inference.evaluate_reference import Reference, cycled
@@ -20,7 +21,7 @@ from ldm_kit.memory import BatchSize
 from ldm_kit.methods import read_run
 from ldm_kit.methods.autoencoder_config import AutoencoderRun
 from ldm_kit.models.folder import device_named
-from ldm_kit.models.manifest import open_first_stage
+from ldm_kit.models.manifest import first_stage_range, open_first_stage
 from ldm_kit.models.measures import CLIP, PICTURES, PROMPTS
 from ldm_kit.models.provenance import manifest_hash
 
@@ -36,6 +37,7 @@ class Reconstructed:
     missing: str
     sha256: str | None  # of the model's manifest
     weights_missing: bool = False  # whether there is no distance because its weights are missing
+    value_range: ValueRange | None = None  # what the levels of its pictures stand for; None: they have 8 bits
     kind: str = "autoencoder"
 
     @property
@@ -91,13 +93,14 @@ class Reconstructed:
 
         @torch.no_grad()
         def batch(indices: range) -> JudgedBatch:
-            x = to_unit(reference.pictures.pictures([rows[i] for i in indices])).to(device)
+            pictures = reference.pictures.pictures([rows[i] for i in indices])
+            x = to_unit(pictures).to(device)
             moments = encode(self.vae, x)
             y = decode(self.vae, moments.mean).clamp(-1, 1)
             values = {name: measure(x, y).cpu() for name, measure in measures.items()}
             if self.perceptual is not None:
                 values["perceptual"] = self.perceptual(y, x).cpu()
-            return JudgedBatch(to_bytes(y).cpu(), values | latents_of(self.vae, moments))
+            return JudgedBatch(to_levels(y.cpu(), pictures.dtype), values | latents_of(self.vae, moments))
 
         yield from size.batches(len(rows), batch)
 
@@ -132,4 +135,5 @@ def open_autoencoder(folder: Path, run: Path | None, device_name: str | None) ->
                 perceptual = Perceptual(config.perceptual).to(device)
             except AutoencoderError as error:
                 missing, weights_missing = str(error), True
-    return Reconstructed(vae, perceptual, missing, manifest_hash(saved.find(folder)), weights_missing)
+    values = first_stage_range(folder)
+    return Reconstructed(vae, perceptual, missing, manifest_hash(saved.find(folder)), weights_missing, values)

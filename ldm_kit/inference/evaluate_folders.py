@@ -16,6 +16,7 @@ from ldm_kit.data.image_kinds import is_picture
 from ldm_kit.data.images import digest
 from ldm_kit.inference.evaluate_latents import NO_LATENTS
 from ldm_kit.inference.evaluate_reference import Reference, cycled
+from ldm_kit.inference.value_output import LEVELS
 from ldm_kit.memory import BatchSize
 from ldm_kit.models.measures import BITS, CLIP, CODES, EDITS, PICTURES, PROMPTS, RANDOM
 from ldm_kit.training.checkpoint import sha256_all
@@ -40,7 +41,7 @@ class JudgedBatch(NamedTuple):
 
 @dataclass(eq=False)
 class Folder:
-    """Pictures in a folder, all of one size; grid.png, which sample.py writes beside them, is left out."""
+    """Pictures in a folder, all of one size; grid.png and png16/, which sample.py writes beside them, are left out."""
 
     path: Path
     files: list[Path]
@@ -63,7 +64,8 @@ class Folder:
         """
         if not path.is_dir():
             raise UserError(f"{path} is no folder; expected a model, a run, an autoencoder or a folder of pictures")
-        files = sorted(p for p in path.rglob("*") if is_picture(p.name) and p.is_file() and not _GRID.fullmatch(p.name))
+        below = (p for p in path.rglob("*") if LEVELS not in p.relative_to(path).parts)
+        files = sorted(p for p in below if is_picture(p.name) and p.is_file() and not _GRID.fullmatch(p.name))
         if not files:
             raise UserError(f"{path} holds neither a model nor a picture")
         shapes: dict[tuple[int, int, int], Path] = {}  # the first file of each shape

@@ -11,11 +11,11 @@ from tqdm import tqdm
 
 from ldm_kit.config import UserError
 from ldm_kit.data import peers
-from ldm_kit.data.images import Split
+from ldm_kit.data.images import Split, value_range_of
 from ldm_kit.inference.evaluate_autoencoders import Reconstructed
 from ldm_kit.inference.evaluate_codes import code_figures, unknown_attributes
 from ldm_kit.inference.evaluate_latents import LATENTS, latent_figures
-from ldm_kit.inference.evaluate_plan import of_other_networks, plan, without_factors
+from ldm_kit.inference.evaluate_plan import of_other_networks, plan, unseen_by, without_factors
 from ldm_kit.inference.evaluate_reference import Reference, open_reference, prompts_of, run_of
 from ldm_kit.inference.evaluate_report import Evaluation
 from ldm_kit.inference.evaluate_sampled import Sampled, Subject
@@ -223,7 +223,7 @@ def prepare(
         check(path, subject, request, like)
     captions = isinstance(subject, Sampled | Semantics) and subject.takes_prompts
     reference = (
-        open_reference(request, run_of(path), subject.shape, data, captions=captions)
+        open_reference(request, run_of(path), subject.shape, data, captions=captions, values=value_range_of(subject))
         if like is None
         else like.reference
     )
@@ -232,7 +232,7 @@ def prepare(
         _check_seeds(request.seed, len(rows))
     if isinstance(subject, Sampled):
         check_times(request.times, len(subject.pipeline.schedule))
-    reasons = {**without_factors(reference), **subject.impossible, **of_other_networks(request)}
+    reasons = {**without_factors(reference), **subject.impossible, **of_other_networks(request), **unseen_by(subject)}
     if isinstance(subject, Semantics):
         reasons |= unknown_attributes(reference, request.codes)
     few = subject.few(reference, len(rows)) if isinstance(subject, Reconstructed) else {}

@@ -3,9 +3,12 @@
 from collections.abc import Mapping, Sequence
 
 from ldm_kit.config import UserError
+from ldm_kit.data.value_range import value_range_of
 from ldm_kit.inference.evaluate_latents import LATENTS
 from ldm_kit.inference.evaluate_reference import Reference
+from ldm_kit.inference.evaluate_sampled import Subject
 from ldm_kit.inference.requests import EvaluationRequest
+from ldm_kit.models.feature_nets import unseen
 from ldm_kit.models.measures import BITS, CLIP, CODES, EDITS, INCEPTION, PICTURES, PROMPTS, RANDOM
 from ldm_kit.models.set_measures import SETS
 
@@ -64,6 +67,14 @@ def of_other_networks(request: EvaluationRequest) -> dict[str, str]:
     if not request.features.startswith("open_clip:"):
         reasons[CLIP] = "it needs a network that reads captions; expected --features open_clip:ARCHITECTURE/WEIGHTS"
     return reasons
+
+
+def unseen_by(subject: Subject) -> dict[str, str]:
+    """Return why measures of features cannot be taken of what is judged, by the measure's name; {}: they can be."""
+    channels = subject.shape[0]
+    if value_range_of(subject) is None or channels in (1, 3):
+        return {}
+    return dict.fromkeys((*SETS, INCEPTION, CLIP), unseen(channels))
 
 
 def without_factors(reference: Reference) -> dict[str, str]:

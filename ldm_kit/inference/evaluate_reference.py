@@ -24,6 +24,7 @@ from ldm_kit.data.openmoji.dataset import OpenMojiConfig
 from ldm_kit.data.records import names_of
 from ldm_kit.data.shapes.dataset import ShapesConfig
 from ldm_kit.data.splits import picture_roles
+from ldm_kit.data.value_range import ValueRange, check_same_range
 from ldm_kit.inference.requests import EvaluationRequest
 from ldm_kit.methods import read_run
 from ldm_kit.methods.export import is_checkpoint
@@ -67,7 +68,13 @@ class Reference:
 
 
 def open_reference(
-    request: EvaluationRequest, run: Path | None, shape: tuple[int, int], data: Split | None, *, captions: bool
+    request: EvaluationRequest,
+    run: Path | None,
+    shape: tuple[int, int],
+    data: Split | None,
+    *,
+    captions: bool,
+    values: ValueRange | None = None,
 ) -> Reference:
     """Open the reference that a request names.
 
@@ -77,11 +84,14 @@ def open_reference(
         shape: channels and side of the pictures that are judged.
         data: pictures that a Python program passed; None: none.
         captions: whether captions or classes of the reference are used.
+        values: what the levels of the pictures that are judged stand for; None: they have 8 bits.
 
     Raises:
-        UserError: there is no such data set, it has no picture in the split, or its pictures have another shape.
+        UserError: there is no such data set, it has no picture in the split, or its pictures have another shape, or
+            another range of values.
     """
-    config = None if data is not None and request.reference is None else _config(request.reference, run, shape)
+    given = data is not None and request.reference is None
+    config = None if given else _config(request.reference, run, shape, values)
     name = "given pictures" if config is None else _name(config)
     split = data if config is None else sources.load(config, captions=captions)
     assert split is not None
@@ -95,6 +105,7 @@ def open_reference(
             f"the reference {name} has pictures of {pictures.resolution} px and {pictures.channels} channels, but "
             f"those that are judged have {shape[1]} px and {shape[0]} channels"
         )
+    check_same_range("what is judged", values, pictures)
     if request.reference_count is not None and request.reference_count < len(pictures):
         pictures = subset(pictures, spread(len(pictures), request.reference_count))
     return Reference(name, split_name, split, pictures, config, _scaled(request.reference, config, pictures))
@@ -140,7 +151,7 @@ def _name(config: Any) -> str:
     return config.source if path is None else f"{config.source} {path}"
 
 
-def _config(text: str | None, run: Path | None, shape: tuple[int, int]) -> Any:
+def _config(text: str | None, run: Path | None, shape: tuple[int, int], values: ValueRange | None) -> Any:
     """Return the config of a data set; `text` is --reference, None: the data of the run."""
     if text is None:
         if run is None:
@@ -155,7 +166,9 @@ def _config(text: str | None, run: Path | None, shape: tuple[int, int]) -> Any:
     if (path / "config.yaml").is_file():
         return _of_yaml(path / "config.yaml")
     if path.is_dir():
-        return FolderConfig(path=path, resolution=shape[1], channels=shape[0])  # pyright: ignore[reportArgumentType]
+        pairs = None if values is None else values.pairs
+        section = {"path": path, "resolution": shape[1], "channels": shape[0], "range": pairs}
+        return FolderConfig.model_validate(section)
     raise UserError(
         f"--reference is {text!r:.80}; expected {', '.join(BUILT_IN)}, a folder of pictures, a run or a config"
     )

@@ -6,6 +6,7 @@ from typing import Any, Protocol
 
 from conditioning.base import Condition
 from ldm_kit.config import UserError
+from ldm_kit.data.value_range import ValueRange
 from ldm_kit.inference.evaluate_autoencoders import NO_CAPTIONS
 from ldm_kit.inference.evaluate_folders import NO_ORIGINALS, JudgedBatch
 from ldm_kit.inference.evaluate_reference import Reference, cycled, prompts_of
@@ -82,6 +83,11 @@ class Sampled:
         return channels, self.options.size(self.pipeline)[0]
 
     @property
+    def value_range(self) -> ValueRange | None:
+        """What the levels of the pictures stand for; None: they have 8 bits."""
+        return self.pipeline.value_range
+
+    @property
     def description(self) -> dict[str, Any]:
         """The model's sha256, release and precision, and the options of sampling."""
         return {"kind": self.kind, **self.model, "sampling": self.settings}
@@ -102,6 +108,8 @@ class Sampled:
         """Return why the model has no likelihood bound; "": it has one."""
         if self.pipeline.vae is not None:
             return "it is for diffusion models of pixels, and this is a model of latents"
+        if self.pipeline.value_range is not None:
+            return "it is for pictures of 8 bits, and this model's are values of a range"
         if self.pipeline.takes_pictures:
             return "it is for models without a picture as condition"
         preserving = self.pipeline.schedule.variance_preserving

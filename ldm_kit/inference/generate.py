@@ -10,8 +10,10 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ldm_kit.config import UserError
+from ldm_kit.data.value_range import ValueRange
 from ldm_kit.inference.given_pictures import origins, read_given
 from ldm_kit.inference.requests import GenerationRequest, GuideModels, OutputOptions
+from ldm_kit.inference.value_output import save_values
 from ldm_kit.methods.export import saved_model
 from ldm_kit.methods.lora_export import lora_files
 from ldm_kit.models.classifier import NoisyClassifier
@@ -112,7 +114,10 @@ def generate_with(
     }
     text = metadata if output.metadata else None
     pictures = _generate(pipeline, jobs, resolved, request.batch_size, given)
-    first = save_pictures(tqdm(pictures, total=len(jobs), unit="picture"), jobs, out, text)
+    values = pipeline.value_range
+    if text is not None and values is not None:
+        text = {**text, "range": str(values)}
+    first = save_pictures(tqdm(pictures, total=len(jobs), unit="picture"), jobs, out, text, values=values)
     return GenerationResult(len(jobs), save_grid(first, jobs, request.count, out, text), resolved.note)
 
 
@@ -125,22 +130,31 @@ def _generate(
 
 
 def save_pictures(
-    pictures: Iterable[Tensor], jobs: Sequence[Job], out: Path, metadata: Mapping[str, str] | None
+    pictures: Iterable[Tensor],
+    jobs: Sequence[Job],
+    out: Path,
+    metadata: Mapping[str, str] | None,
+    *,
+    values: ValueRange | None = None,
 ) -> list[Tensor]:
     """Save each picture as a PNG as soon as it is generated; return the first `GRID` pictures, for the grid.
 
     Args:
-        pictures: yields the pictures, uint8 [C, H, W], in the order of `jobs`.
+        pictures: yields the pictures, uint8 [C, H, W], or uint16 with `values`, in the order of `jobs`.
         jobs: prompt and seed of each picture.
         out: the folder.
         metadata: metadata of every PNG, to which the picture's prompt and seed are added; None: no metadata at all.
+        values: what the levels stand for, in which the pictures are written too (`save_values`); None: 8 bits.
     """
     first: list[Tensor] = []
     start = next_index(out)
     for index, picture in enumerate(pictures):
         prompt, seed = jobs[index]
         text = None if metadata is None else {"prompt": prompt, "seed": str(seed), **metadata}
-        save_png(to_image(picture), out / file_name(seed, start + index, prompt), text)
+        path = out / file_name(seed, start + index, prompt)
+        if values is not None:
+            save_values(picture, values, path, text)
+        save_png(to_image(picture), path, text)
         if index < GRID:
             first.append(picture)
     return first

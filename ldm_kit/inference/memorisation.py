@@ -14,8 +14,9 @@ from tqdm import tqdm
 from ldm_kit import config as configs
 from ldm_kit.config import UserError
 from ldm_kit.data import peers
-from ldm_kit.data.images import PictureSet, Split
+from ldm_kit.data.images import PictureSet, Split, value_range_of
 from ldm_kit.inference.evaluate_autoencoders import Reconstructed
+from ldm_kit.inference.evaluate_plan import unseen_by
 from ldm_kit.inference.evaluate_processes import on_all_processes
 from ldm_kit.inference.evaluate_reference import Reference, open_reference, run_of
 from ldm_kit.inference.evaluate_sampled import Sampled, Subject
@@ -194,9 +195,11 @@ def _find(
                 f"{path} holds a semantic model without a prior, which samples nothing; expected one with it"
             )
         subject.names = ("fd",)  # of samples
+    if reasons := unseen_by(subject):
+        raise UserError(next(iter(reasons.values())))
     captions = isinstance(subject, Sampled | Semantics) and subject.takes_prompts
     reference = open_reference(evaluation.model_copy(update={"split": "heldout"}), run_of(path), subject.shape, data,
-                               captions=captions)  # fmt: skip
+                               captions=captions, values=value_range_of(subject))  # fmt: skip
     if len(reference.split.train) < NEAREST:
         raise UserError(f"the reference {reference.name} has {len(reference.split.train)} training pictures; expected "
                         f"{NEAREST} or more")  # fmt: skip

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from ldm_kit.data.batches import chunks
 from ldm_kit.data.images import PictureSet
+from ldm_kit.data.levels import HIGHEST
 from ldm_kit.data.peers import divided
 from ldm_kit.inference.evaluate_reference import Reference
 from ldm_kit.memory import BatchSize
@@ -83,8 +84,8 @@ def _training_pixels(train: PictureSet, *, mirrored: bool) -> Iterator[Tensor]:
 
 
 def _pixels(pictures: Tensor) -> Tensor:
-    """Return pictures, uint8 [N, C, R, R], as rows [N, D] whose distance is a root mean square difference in 0..1."""
-    x = pictures.float() / 255
+    """Return pictures, levels [N, C, R, R], as rows [N, D] whose distance is a root mean square difference in 0..1."""
+    x = pictures.float() / HIGHEST[pictures.dtype]
     if x.shape[-1] > MOST_SIDE:
         x = F.interpolate(x, (MOST_SIDE, MOST_SIDE), mode="area")
     return x.flatten(1) / x[0].numel() ** 0.5

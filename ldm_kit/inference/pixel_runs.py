@@ -43,6 +43,10 @@ def read_pixel_run(run: Path, overrides: Sequence[str]) -> LatentRun:
         raise UserError(f"{run} is a run of method {config.method}, which has no likelihood; expected latent")
     if config.autoencoder is not None:
         raise of_latents(run)
+    if getattr(config.data, "range", None) is not None:
+        raise UserError(
+            f"{run} is trained on values of a range, and bits/dim are of pixels of 8 bits; expected another"
+        )
     if config.schedule.kind == "flow":
         raise UserError(f"{run} is a flow model, whose schedule has no variational bound; expected another schedule")
     return config

@@ -9,6 +9,7 @@ Expected: see the header of that config.
 
 import copy
 from collections.abc import Iterable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -27,8 +28,9 @@ from autoencoder.perceptual import Perceptual
 from autoencoder.statistics import LatentStatistics, fold, from_sums
 from autoencoder.vq import VQConfig
 from ldm_kit.data.batches import PictureBatches, chosen, spread
-from ldm_kit.data.images import PictureSet, Split, to_bytes, to_unit
+from ldm_kit.data.images import PictureSet, Split
 from ldm_kit.data.latents import weights_digest
+from ldm_kit.data.value_range import value_range_of, write_range
 from ldm_kit.diffusion import rng
 from ldm_kit.methods.autoencoder_config import AutoencoderRun as AutoencoderRun
 from ldm_kit.methods.autoencoder_init import AutoencoderStart, MaybeStart
@@ -37,7 +39,7 @@ from ldm_kit.methods.autoencoder_metrics import (
     evaluate,
     figure_names,
     of_training,
-    reconstruct,
+    reconstruct_levels,
     sums_of_latents,
 )
 from ldm_kit.methods.base import Grid, Method, TrainingData
@@ -211,11 +213,7 @@ class Autoencoding(MeasuredReconstructions, Method[AutoencoderRun]):
     def samples(self) -> Grid:
         """Return a grid that alternates a row of pictures with a row of their reconstructions."""
         pictures = self.shown.pictures(spread(len(self.shown), self.config.log.pictures))
-
-        def reconstructed(some: Tensor) -> Tensor:
-            return to_bytes(reconstruct(self.vae, to_unit(some.to(self.device))).cpu())
-
-        reconstructions = torch.cat([*self.eval_batch.map(pictures, reconstructed)])
+        reconstructions = torch.cat([*self.eval_batch.map(pictures, partial(reconstruct_levels, self.vae))])
         layout = columns_for(2 * len(pictures), 8), enlargement(pictures.shape[-1])
         return Grid(pairs_grid(pictures, reconstructions, *layout), "reconstruction")
 
@@ -230,6 +228,7 @@ class Autoencoding(MeasuredReconstructions, Method[AutoencoderRun]):
             self.statistics = self._statistics()
             fold(vae, self.statistics)
         vae.save_pretrained(folder)
+        write_range(folder, value_range_of(self.data.train))
         strip_paths(folder)
 
     def _statistics(self) -> LatentStatistics:

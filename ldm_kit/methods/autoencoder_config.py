@@ -22,6 +22,7 @@ class AutoencoderRun(RunConfig):
     """
 
     masks: ClassVar[bool] = True
+    takes_range: ClassVar[bool] = True
 
     method: Literal["autoencoder"] = Field(default="autoencoder", description="stage 1: an autoencoder")
     init: str | None = INIT
@@ -55,6 +56,17 @@ class AutoencoderRun(RunConfig):
             raise ValueError(f"autoencoder.channels is {net.channels}, but the pictures have {channels}")
         if self.equivariance is not None and isinstance(net, VQConfig):
             raise ValueError("equivariance moves latents between the codes of a codebook; expected autoencoder.kind kl")
+        return self
+
+    @model_validator(mode="after")
+    def _check_perceptual(self) -> "AutoencoderRun":
+        seen = (1, 3) if getattr(self.data, "range", None) is not None else (1, 3, 4)
+        if self.perceptual.spec != "none" and self._channels not in seen:
+            raise ValueError(
+                f"the perceptual distance is of grey and RGB, and the pictures have {self._channels} channels; "
+                "expected perceptual.spec: none, which trains on the pixel error of all channels, with "
+                "loss.adversarial for sharp detail"
+            )
         return self
 
     @model_validator(mode="after")

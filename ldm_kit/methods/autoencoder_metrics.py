@@ -12,7 +12,8 @@ from autoencoder.codebook import CodeUsage
 from autoencoder.perceptual import Perceptual
 from autoencoder.statistics import LatentStatistics, latent_sums
 from autoencoder.vq import VQConfig
-from ldm_kit.data.images import PictureSet, Split, to_unit
+from ldm_kit.data.images import PictureSet, Split
+from ldm_kit.data.levels import to_levels, to_unit
 from ldm_kit.data.peers import agreed, divided, everyone, summed
 from ldm_kit.memory import BatchSize
 from ldm_kit.methods.autoencoder_config import AutoencoderRun
@@ -97,6 +98,12 @@ def reconstruct(vae: Any, x: Tensor) -> Tensor:
     """Return `vae`'s reconstructions of pictures x [B, C, H, W] in [-1, 1], decoded from their posterior means."""
     moments = cast(Moments, encode(vae, x))
     return decode(vae, moments.mean).clamp(-1, 1)
+
+
+def reconstruct_levels(vae: Any, pictures: Tensor) -> Tensor:
+    """Return `vae`'s reconstructions of pictures, levels [B, C, H, W], as levels of the same type on the CPU."""
+    x = to_unit(pictures.to(next(vae.parameters()).device))
+    return to_levels(reconstruct(vae, x).cpu(), pictures.dtype)
 
 
 def of_training(figure: str) -> str:

@@ -22,6 +22,7 @@ from torch.optim import Optimizer
 
 from conditioning.base import Inputs
 from ldm_kit.data.images import Split
+from ldm_kit.data.value_range import check_same_range
 from ldm_kit.diffusion.consistency import (
     ConsistencyDenoiser,
     ConsistencyFunction,
@@ -96,7 +97,9 @@ class Consistency(Method[ConsistencyRun]):
         folder = open_base(config, str(device))
         if folder.class_name == SEMANTIC:
             return cls(config, semantic_student(config, SemanticModel.load(folder.path, device), folder.path, data))
-        return cls(config, conditioned_student(config, Pipeline.load(folder.path, device), folder.path, data))
+        pipeline = Pipeline.load(folder.path, device)
+        check_same_range(f"the model in {folder}", pipeline.value_range, data.train)
+        return cls(config, conditioned_student(config, pipeline, folder.path, data))
 
     def set_ddp_modules(self, wrapped: Mapping[str, nn.Module]) -> None:
         """Store `wrapped`, the module by name (or DDP's wrapper); move what is not trained to its device.

@@ -20,12 +20,13 @@ from ldm_kit.data.bucket_latents import joined_latents
 from ldm_kit.data.buckets import BucketView, bucket_views, buckets_of
 from ldm_kit.data.images import PictureSet, digest
 from ldm_kit.data.latents import Latents, weights_digest
+from ldm_kit.data.value_range import check_same_range
 from ldm_kit.diffusion import rng
 from ldm_kit.diffusion.float64 import exact
 from ldm_kit.diffusion.schedule import Schedule
 from ldm_kit.memory import BatchSize
 from ldm_kit.methods.run_config import NoisedRun
-from ldm_kit.models.manifest import open_first_stage
+from ldm_kit.models.manifest import first_stage_range, open_first_stage
 from ldm_kit.nets.execution import prepare_loaded
 from ldm_kit.paths import check_writable
 
@@ -158,6 +159,8 @@ def _check_autoencoder(vae: AutoencoderKL | VQModel | None, pictures: PictureSet
             f"the autoencoder in {settings.autoencoder} is for pictures of {config.in_channels} channels, "
             f"these have {pictures.channels}"
         )
+    if settings.autoencoder and (values := first_stage_range(settings.autoencoder)) is not None:
+        check_same_range(f"the autoencoder in {settings.autoencoder}", values, pictures)
     if pictures.resolution % factor:
         raise UserError(
             f"data.resolution {pictures.resolution} is not a multiple of {factor}, by which the autoencoder in "

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from conditioning.base import Conditioner, Inputs
-from ldm_kit.data.images import Split
+from ldm_kit.data.images import Split, value_range_of
 from ldm_kit.data.latents import LatentBatches
 from ldm_kit.diffusion import schedule
 from ldm_kit.diffusion.loss import Errors, Objective
@@ -221,12 +221,12 @@ class Latent(Method[LatentRun]):
     @property
     def pipeline(self) -> Pipeline:
         """The pipeline that `save` writes: current weights, on the training device, with the run's sampling options."""
-        unet: Any = self.module.unet
-        config, conditioner = self.config, self.module.conditioner
+        config = self.config
+        networks: tuple[Any, Any, Any] = self.vae, self.module.unet, self.module.conditioner
         saved = SavedSampling.of(SAMPLING, config.sample, config.condition_dropout)
         saved = saved if config.guidance is None else saved.joined(config.guidance.saved)
-        settings: Any = {"variance": config.variance, "saved": saved, "picture": config.condition.picture}
-        return Pipeline(self.vae, unet, conditioner, config.schedule, config.prediction_type, **settings)
+        own: Any = {"saved": saved, "picture": config.condition.picture, "value_range": value_range_of(self.data.train)}
+        return Pipeline(*networks, config.schedule, config.prediction_type, None, config.variance, **own)
 
     def samples(self) -> Grid:
         """Return a grid of pictures, one sampled for each prompt, from seeds 0, 1, 2, ..."""

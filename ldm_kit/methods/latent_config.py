@@ -68,6 +68,7 @@ class LatentRun(ConditionedRun, NoisedRun):
     combines: ClassVar[bool] = True
     takes_buckets: ClassVar[bool] = True
     masks: ClassVar[bool] = True
+    takes_range: ClassVar[bool] = True
 
     method: Literal["latent"] = Field(default="latent", description="diffusion of latents, or of pixels")
     init: str | None = INIT
@@ -200,6 +201,16 @@ class LatentRun(ConditionedRun, NoisedRun):
         for name, value in (("init", self.init), ("guidance", self.guidance)):
             if self.size_condition and value is not None:
                 raise ValueError(f"size_condition does not go with {name}; leave one of them out")
+        return self
+
+    @model_validator(mode="after")
+    def _check_values(self) -> "LatentRun":
+        if getattr(self.data, "range", None) is None:
+            return self
+        if self.condition.takes_pictures:
+            raise ValueError("data.range does not go with pictures as condition, which have 8 bits; leave one out")
+        if self.autoencoder is None and self.loss != "simple":
+            raise ValueError(f"loss {self.loss} has the bound of pixels of 8 bits; with data.range expected simple")
         return self
 
     @model_validator(mode="after")

@@ -8,6 +8,7 @@ from conditioning.base import Conditioner, ConditioningError, Inputs
 from ldm_kit.config import UserError
 from ldm_kit.data.images import digest
 from ldm_kit.data.latents import weights_digest
+from ldm_kit.data.value_range import check_same_range
 from ldm_kit.methods.conditions import Conditions
 from ldm_kit.methods.dependencies import condition_dependencies
 from ldm_kit.methods.latent_network import LatentDiffusion
@@ -46,6 +47,7 @@ def start_from(base: str, model: Pipeline, inputs: Inputs, conditions: Condition
     trained = Pipeline.load(base)
     check_trainable(trained.unet, f"guidance.base {base}")
     check_compatible(f"guidance.base {base}", trained.space, model.space)
+    check_same_range(f"guidance.base {base}", trained.value_range, model)
     if (trained.target, trained.variance) != (model.target, model.variance):
         raise UserError(
             f"guidance.base {base} predicts {trained.target} with variance {trained.variance}, but this run's network "

@@ -7,8 +7,7 @@ import torch
 from torch import Tensor
 
 from ldm_kit.config import UserError
-from ldm_kit.data.images import to_bytes, to_unit
-from ldm_kit.methods.autoencoder_metrics import reconstruct
+from ldm_kit.methods.autoencoder_metrics import reconstruct_levels
 from ldm_kit.methods.measures import Measures
 
 
@@ -83,5 +82,4 @@ class MeasuredReconstructions(Measured):
     @torch.no_grad()
     def measured_pictures(self, rows: Sequence[int], seeds: Sequence[int]) -> Tensor:
         """Return the held-out pictures `rows`, encoded to posterior means and decoded, uint8; `seeds` is not used."""
-        x = to_unit(self.data.heldout.pictures(rows)).to(next(self.vae.parameters()).device)
-        return to_bytes(reconstruct(self.vae, x)).cpu()
+        return reconstruct_levels(self.vae, self.data.heldout.pictures(rows))

@@ -11,7 +11,7 @@ from ldm_kit.data.images import Split
 from ldm_kit.methods.measured import Judged, Measured
 from ldm_kit.methods.measures import PREFIX, needs_features
 from ldm_kit.methods.run_config import RunConfig
-from ldm_kit.models.feature_nets import FLAG, LITE0, FeatureNet, load_feature_net
+from ldm_kit.models.feature_nets import FLAG, LITE0, FeatureNet, load_feature_net, unseen
 from ldm_kit.models.measures import CLIP, INCEPTION, PICTURES, PROMPTS, RANDOM
 from ldm_kit.models.set_measures import SETS
 from ldm_kit.training.log import MeasuresConfig
@@ -49,6 +49,9 @@ def check_measures(config: RunConfig, method: type[Measured], data: Split | None
     for name in settings.names:
         if name not in (*_ALWAYS, *BETTER):
             raise UserError(f"{KEY}.names has {name!r:.60}; expected some of {', '.join(BETTER)}")
+    channels = getattr(config.data, "channels", 3)
+    if needs_features(settings.names) and getattr(config.data, "range", None) and channels not in (1, 3):
+        raise UserError(f"{KEY}.names: {unseen(channels)}; expected measures that need no features")
     judged = method.judged(config)
     for name in settings.names:
         if reason := _refusal(name, settings, judged):

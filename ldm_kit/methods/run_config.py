@@ -53,6 +53,18 @@ class RunConfig(Config):
         """Whether the run uses captions or classes; if not, a picture whose caption cannot be read is used too."""
         return True
 
+    takes_range: ClassVar[bool] = False
+    """Whether the method trains on values of a range (`data.range`): of 16 bits or floats, with any channels."""
+
+    @model_validator(mode="after")
+    def _check_range(self) -> Self:
+        if not self.takes_range and getattr(self.data, "range", None) is not None:
+            raise ValueError(
+                f"data.range is for methods autoencoder and latent, and {method_name(self)} trains on pictures of 8 "
+                "bits; leave it out"
+            )
+        return self
+
     takes_buckets: ClassVar[bool] = False
     """Whether the method trains on pictures of several shapes."""
 

@@ -12,7 +12,7 @@ from ldm_kit import config as configs
 from ldm_kit.config import UserError
 from ldm_kit.data.buckets import square_split
 from ldm_kit.data.given import GivenConfig
-from ldm_kit.data.images import Split
+from ldm_kit.data.images import Split, value_range_of
 from ldm_kit.data.lists import check_lists
 from ldm_kit.data.near_duplicates import find_leaks
 from ldm_kit.data.peers import shared_by
@@ -247,8 +247,10 @@ def resolve_config(
     for override in overrides:
         configs.assign(tree, override)
     if data is not None:
-        given = GivenConfig(resolution=data.train.resolution, channels=data.train.channels)
-        tree["data"] = given.model_dump(mode="json")
+        values = value_range_of(data.train)
+        pairs = None if values is None else values.pairs
+        given = {"resolution": data.train.resolution, "channels": data.train.channels, "range": pairs}
+        tree["data"] = GivenConfig.model_validate(given).model_dump(mode="json", exclude_none=True)
     return check_run(tree, where)
 
 

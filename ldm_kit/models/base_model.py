@@ -19,6 +19,7 @@ from conditioning.base import Condition, Conditioner, ConditioningError
 from ldm_kit.config import UserError
 from ldm_kit.data.images import digest
 from ldm_kit.data.latents import weights_digest
+from ldm_kit.data.value_range import read_range
 from ldm_kit.diffusion.denoiser import NetworkDenoiser
 from ldm_kit.diffusion.prediction import PredictionType
 from ldm_kit.diffusion.schedule import Schedule, ScheduleConfig, build
@@ -70,6 +71,8 @@ class BaseModel:
         vae, unet, conditioner, noise, picture = load_components(folder, device)
         if picture is not None:
             raise UserError(f"{folder} is conditioned on a picture ({picture.kind}); expected a model that is not")
+        if (values := read_range(folder.path)) is not None:
+            raise UserError(f"{folder} is a model of values in {values}; expected one of pictures of 8 bits")
         schedule, target, variance = noise
         table = build(schedule)
         _check_schedule(folder, table)

@@ -215,6 +215,8 @@ def check_stages(stages: Sequence[Pipeline], names: Sequence[str] = ()) -> None:
             "prompts, classes or nothing"
         )
     for name, stage in zip(called, stages, strict=True):
+        if stage.value_range is not None:
+            raise UserError(f"{name} makes values in {stage.value_range}; expected models of pictures of 8 bits")
         if stage.conditioner.image_conditioner is not None:
             raise UserError(f"{name} is conditioned on an image, which a cascade does not take; expected other models")
     for before, (name, stage) in enumerate(zip(called[1:], stages[1:], strict=True)):

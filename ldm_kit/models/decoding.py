@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from autoencoder import base as first_stage
 from ldm_kit.config import UserError
-from ldm_kit.data.images import to_bytes, to_unit
+from ldm_kit.data.levels import to_levels, to_unit
 from ldm_kit.diffusion.denoiser import Clipped, Denoiser
 from ldm_kit.diffusion.finite import FiniteCheck, check_finite
 from ldm_kit.diffusion.samplers import State
@@ -25,7 +25,7 @@ def encode_pictures(vae: AutoencoderKL | VQModel | None, pictures: Tensor) -> Te
 
     Args:
         vae: the autoencoder; None: a pixel model, whose latents are the pictures scaled to [-1, 1].
-        pictures: uint8 [N, C, R, R] on the device of `vae`.
+        pictures: levels, uint8 or uint16 [N, C, R, R], on the device of `vae`.
 
     Returns:
         Latents of Z channels, float32 [N, Z, h, w].
@@ -45,7 +45,10 @@ def encode_unit(vae: AutoencoderKL | VQModel, x: Tensor) -> Tensor:
 
 @torch.no_grad()
 def decode_pictures(
-    vae: AutoencoderKL | VQModel | None, latents: Tensor, precision: torch.dtype | None = None
+    vae: AutoencoderKL | VQModel | None,
+    latents: Tensor,
+    precision: torch.dtype | None = None,
+    dtype: torch.dtype = torch.uint8,
 ) -> Tensor:
     """Decode latents to pictures.
 
@@ -56,22 +59,23 @@ def decode_pictures(
         vae: the autoencoder; None: a pixel model, whose latents are the pictures in [-1, 1].
         latents: [N, Z, h, w] on the device of `vae`.
         precision: dtype of the decoder's autocast; None: no autocast.
+        dtype: torch.uint8 for pictures of 256 levels, torch.uint16 for 65536.
 
     Returns:
-        Pictures, uint8 [N, C, R, R] on the CPU.
+        Pictures, levels [N, C, R, R] of that type on the CPU.
 
     Raises:
         NonFiniteError: the latents or the decoded pictures hold NaN or infinity.
     """
     if vae is None:
-        return to_bytes(check_finite("the sample", latents).float().cpu())
+        return to_levels(check_finite("the sample", latents).float().cpu(), dtype)
     check_finite("the latent", latents)
     config: Any = vae.config
     if precision is torch.float16 and config.get("force_upcast"):
         precision = None
     with nullcontext() if precision is None else torch.autocast(latents.device.type, precision):
         pictures = first_stage.decode(vae, latents)
-    return to_bytes(check_finite("the first stage's decoder", pictures).float().cpu())
+    return to_levels(check_finite("the first stage's decoder", pictures).float().cpu(), dtype)
 
 
 def autocast_network(network: Callable[..., Any], precision: torch.dtype | None) -> Callable[..., Any]:

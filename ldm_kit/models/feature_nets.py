@@ -22,6 +22,7 @@ from conditioning.condition import ConditioningError
 from conditioning.image_input import Resized, to_rgb
 from ldm_kit.config import UserError
 from ldm_kit.data.latents import weights_digest
+from ldm_kit.data.levels import as_bytes
 from ldm_kit.models.clip_texts import text_encoder
 from ldm_kit.models.pretrained_images import open_clip_model, open_timm, resized, split_weights
 from ldm_kit.packages import import_extra
@@ -77,6 +78,7 @@ class FeatureNet:
         """Return the features, on the CPU, of pictures uint8 [N, C, R, R].
 
         Grey becomes RGB; pictures with alpha are laid on white, as files with transparency are when they are read.
+        Pictures of 65536 levels, uint16 with 1 or 3 channels, are seen with 256.
 
         Raises:
             UserError: pictures have neither 1, 3 nor 4 channels.
@@ -107,6 +109,11 @@ def load_feature_net(spec: str, size: int | None = None, device: torch.device | 
     if split_weights(spec)[0] == "inception":
         return _inception(split_weights(spec)[1], device)
     raise UserError(f"{FLAG} is {spec!r:.80}; expected {WAYS}")
+
+
+def unseen(channels: int) -> str:
+    """Return why feature networks take no pictures with a range of values and so many channels."""
+    return f"feature networks see grey and RGB, and these pictures have {channels} channels of values (data.range)"
 
 
 def _timm(name: str, weights: str | None, size: int | None, device: torch.device) -> FeatureNet:
@@ -171,7 +178,9 @@ def _net(name: str, model: nn.Module, resized: Resized, device: torch.device) ->
 
 
 def _rgb(pictures: Tensor) -> Tensor:
+    if pictures.dtype is torch.uint16 and pictures.shape[1] not in (1, 3):
+        raise UserError(unseen(pictures.shape[1]))
     try:
-        return to_rgb(pictures)
+        return to_rgb(as_bytes(pictures))
     except ConditioningError as error:
         raise UserError(str(error)) from None

@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from autoencoder import saved
 from autoencoder.classes import FirstStage
 from ldm_kit.config import UserError, cache_dir
+from ldm_kit.data.value_range import ValueRange, read_range
 from ldm_kit.training.checkpoint import MANIFEST, sha256_all
 from ldm_kit.viz.png import tolerate_oserror, write_atomic
 
@@ -83,6 +84,20 @@ def open_first_stage(folder: Path | str, *, whole: bool = False) -> FirstStage:
     verify_folder(first_stage)
     verify_folder(first_stage.parent, f"{first_stage.name}/")
     return saved.load(first_stage, whole=whole)
+
+
+def first_stage_range(folder: Path | str) -> ValueRange | None:
+    """Return the values that the levels of an autoencoder's pictures stand for; None: none are stated.
+
+    Args:
+        folder: see `open_first_stage`.
+
+    Raises:
+        UserError: the file that states them is damaged.
+        AutoencoderError: there is no autoencoder.
+    """
+    first_stage = saved.find(Path(folder))
+    return read_range(first_stage) or read_range(first_stage.parent)
 
 
 def update_manifest(folder: Path, names: Iterable[str]) -> None:

@@ -15,7 +15,7 @@ from conditioning.inpainting import Inpainting
 from conditioning.pictures import IMAGE, LEVEL, Frame, PictureCondition, rows, unit
 from conditioning.registry import PICTURES
 from ldm_kit.config import UserError, check
-from ldm_kit.data.images import to_bytes, to_unit
+from ldm_kit.data.levels import to_levels, to_unit
 from ldm_kit.diffusion.rng import SeedDraws
 from ldm_kit.models.decoding import encode_unit
 from ldm_kit.models.folder import ModelFolder, read_json
@@ -160,5 +160,5 @@ def picture_inputs(
 
 
 def finished(condition: PictureCondition | None, pictures: Tensor, given: Mapping[str, Tensor]) -> Tensor:
-    """Return sampled pictures, uint8 [B, C, R, R], combined with what was given: inpainting keeps the rest."""
-    return pictures if condition is None else to_bytes(condition.finish(to_unit(pictures), given))
+    """Return sampled pictures, levels [B, C, R, R], combined with what was given: inpainting keeps the rest."""
+    return pictures if condition is None else to_levels(condition.finish(to_unit(pictures), given), pictures.dtype)

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from ldm_kit.data.lists import check_lists
+from ldm_kit.data.value_range import check_same_range, read_range, write_range
 from ldm_kit.diffusion import rng
 from ldm_kit.diffusion.denoiser import Denoiser, NetworkDenoiser
 from ldm_kit.diffusion.guidance import ClassifierGuided
@@ -81,6 +82,7 @@ class Pipeline(PipelineParts):
             compatibility.check_same_condition(autoguidance_model.conditioner, self.conditioner)
             compatibility.check_same_picture(autoguidance_model.picture, self.picture)
             check_same_sizes(autoguidance_model, self)
+            check_same_range("the model", self.value_range, autoguidance_model)
         return replace(self, classifier=classifier, autoguidance_model=autoguidance_model)
 
     def denoiser(self, options: ResolvedOptions | None = None) -> NetworkDenoiser:
@@ -176,7 +178,8 @@ class Pipeline(PipelineParts):
                 made anew; for variations of an image `embedding` [N, D], which `embed` returns, may stand for it.
 
         Yields:
-            The next b pictures, uint8 [b, C, H, W] on the CPU, with b at most `batch_size`.
+            The next b pictures, uint8 [b, C, H, W] on the CPU, with b at most `batch_size`; uint16 if the model has a
+            `value_range`, whose `values` returns them in the units of the data.
 
         Raises:
             UserError: an option does not fit this model, a class is unknown, or there is not one seed for each prompt.
@@ -209,6 +212,7 @@ class Pipeline(PipelineParts):
         components = Components(self.vae, self.unet, self.conditioner, noise, self.picture)
         save_components(folder, components, self.saved.sampling)
         self.saved.write(folder)
+        write_range(folder, self.value_range)
         if self.prior is not None:
             self.prior.save(folder)
 
@@ -240,4 +244,5 @@ class Pipeline(PipelineParts):
         if precision is not None:
             cast_weights(unet, precision)
         parts: Any = {"saved": saved, "picture": picture, "prior": ImagePrior.load(opened, conditioner, device)}
+        parts["value_range"] = read_range(opened.path)
         return cls(vae, unet, conditioner, *noise[:2], precision, noise.variance, **parts)

@@ -13,6 +13,7 @@ from conditioning.base import Condition, Conditioner, Inputs
 from conditioning.pictures import PictureCondition
 from ldm_kit.config import UserError
 from ldm_kit.data.lists import check_lists
+from ldm_kit.data.value_range import ValueRange, pixel_dtype
 from ldm_kit.diffusion.finite import FiniteCheck
 from ldm_kit.diffusion.posterior import VarianceType
 from ldm_kit.diffusion.prediction import PredictionType
@@ -47,6 +48,7 @@ class PipelineParts:
     saved: SavedSampling = field(default_factory=SavedSampling)  # this model's own defaults of the sampling options
     picture: PictureCondition | None = None  # what pictures condition the model; None: none do
     prior: ImagePrior | None = None  # samples the embeddings of images from prompts; None: there is none
+    value_range: ValueRange | None = None  # what the levels of its pictures stand for; None: they have 8 bits
     schedule: Schedule = field(init=False)
     finite: FiniteCheck = field(init=False, default_factory=FiniteCheck)  # finds NaN and infinity while sampling
 
@@ -143,8 +145,12 @@ class PipelineParts:
         return condition if maps is None else condition.joined(maps)
 
     def pictures(self, latents: Tensor) -> Tensor:
-        """Decode latents [B, Z, h, w] to uint8 [B, C, H, W] on the CPU; NonFiniteError: a value is NaN or infinite."""
-        return decode_pictures(self.vae, latents, self.precision)
+        """Decode latents [B, Z, h, w] to levels [B, C, H, W] on the CPU, uint8 or, with a `value_range`, uint16.
+
+        Raises:
+            NonFiniteError: a value is NaN or infinite.
+        """
+        return decode_pictures(self.vae, latents, self.precision, pixel_dtype(self))
 
     def to(self, device: torch.device | str) -> Self:
         """Move all networks, those of the guides too, to a device, in place; return this object."""

@@ -1,4 +1,8 @@
-"""Convert pictures (tensors) to Pillow images and lay them out in grids with captions; grey, RGB and RGBA are kept."""
+"""Convert pictures (tensors) to Pillow images and lay them out in grids with captions; grey, RGB and RGBA are kept.
+
+Pictures of 65536 levels (uint16) are shown with 256, and one rule says which channels: all of 1 (grey) or 3 (RGB), the
+first of 2, and the first three of 4 or more.
+"""
 
 import math
 from collections.abc import Sequence
@@ -17,12 +21,12 @@ _MODES = {1: "L", 3: "RGB", 4: "RGBA"}  # Pillow's image mode by number of chann
 
 
 def to_image(picture: Tensor, scale: int = 1) -> Image.Image:
-    """Convert a picture, uint8 [C, H, W] with C = 1, 3 or 4, to a Pillow image in mode L, RGB or RGBA.
+    """Convert a picture, uint8 [C, H, W] with C = 1, 3 or 4, or uint16 [C, H, W], to an image in mode L, RGB or RGBA.
 
     Each pixel is repeated `scale` times in both directions.
 
     Raises:
-        ValueError: the picture is not uint8 [1 | 3 | 4, H, W], or `scale` is below 1.
+        ValueError: the picture is neither uint8 [1 | 3 | 4, H, W] nor uint16, or `scale` is below 1.
     """
     return _images(picture[None], scale)[0]
 
@@ -57,7 +61,8 @@ def grid(
     exceed 3,200 pixels a side, the pictures are shrunk (antialiased).
 
     Args:
-        pictures: uint8 [N, C, H, W] with C = 1 (grey), 3 (RGB) or 4 (RGBA); the grid has the same channels.
+        pictures: uint8 [N, C, H, W] with C = 1 (grey), 3 (RGB) or 4 (RGBA), and the grid has the same channels; or
+            uint16 with any channels.
         columns: number of pictures in a row.
         scale: number of times that each pixel is repeated, in both directions.
         captions: a caption for each picture; None: no captions.
@@ -126,7 +131,8 @@ def _captioned(pictures: Tensor, scale: int, captions: Sequence[str] | None) -> 
 
 
 def _images(pictures: Tensor, scale: int) -> list[Image.Image]:
-    """Convert pictures, uint8 [N, C, H, W], to Pillow images in which each pixel is repeated `scale` times."""
+    """Convert pictures [N, C, H, W] to Pillow images in which each pixel is repeated `scale` times."""
+    pictures = _shown(pictures)
     shape, kind = [*pictures.shape], str(pictures.dtype)
     if len(shape) != 4 or not len(pictures) or shape[1] not in _MODES or kind != "torch.uint8":
         raise ValueError(f"got {kind} {shape}; expected at least one picture, uint8 [N, 1 | 3 | 4, H, W]")
@@ -134,6 +140,14 @@ def _images(pictures: Tensor, scale: int) -> list[Image.Image]:
         raise ValueError(f"scale must be a whole number of at least 1, got {scale}")
     arrays = pictures.detach().cpu().permute(0, 2, 3, 1).numpy().repeat(scale, 1).repeat(scale, 2)
     return [Image.fromarray(a[..., 0] if a.shape[-1] == 1 else np.ascontiguousarray(a)) for a in arrays]
+
+
+def _shown(pictures: Tensor) -> Tensor:
+    """Return the channels that are shown of pictures uint16 [N, C, H, W], in 256 levels; others as they are."""
+    if str(pictures.dtype) != "torch.uint16" or pictures.ndim != 4:
+        return pictures
+    channels = pictures[:, : 3 if pictures.shape[1] >= 3 else 1]
+    return (channels.float() / 257).round().byte()
 
 
 def _lay(cells: Sequence[_Cell], columns: int, padding: int) -> Image.Image:

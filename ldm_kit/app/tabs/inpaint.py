@@ -29,8 +29,9 @@ from ldm_kit.app.tabs.fields import (
 )
 from ldm_kit.config import UserError, check
 from ldm_kit.data.image_files import decode
+from ldm_kit.editing.editable import is_editable
 from ldm_kit.editing.masks import read_mask
-from ldm_kit.editing.prompt_edits import inpaint_picture, is_editable
+from ldm_kit.editing.prompt_edits import inpaint_picture
 from ldm_kit.editing.sample_options import InpaintOptions
 from ldm_kit.inference.generate import generate_with
 from ldm_kit.inference.requests import GenerationRequest, OutputOptions

@@ -25,7 +25,8 @@ from ldm_kit.app.tabs.fields import (
     slider,
 )
 from ldm_kit.config import check
-from ldm_kit.editing.prompt_edits import img2img_picture, is_editable, reprompt_picture
+from ldm_kit.editing.editable import is_editable
+from ldm_kit.editing.prompt_edits import img2img_picture, reprompt_picture
 from ldm_kit.editing.sample_options import Img2ImgOptions, RepromptOptions
 from ldm_kit.models.consistency_names import SOLVER
 
