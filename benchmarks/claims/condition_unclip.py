@@ -1,4 +1,4 @@
-"""Ways of getting figures from unCLIP: embeddings that a prior samples from captions, and pictures decoded from them."""
+"""Ways of getting figures from unCLIP: embeddings that a prior samples from captions, and pictures of them."""
 
 from dataclasses import dataclass
 

@@ -50,8 +50,8 @@ class PriorRun(ConditionedRun):
     )
     prediction_type: Literal["eps", "x0", "v"] | None = Field(
         None,
-        description="what the MLP predicts; left out: eps for the codes of a DiffAE or PDAE, as they do, and x0 for image "
-        "embeddings, as unCLIP does",
+        description="what the MLP predicts; left out: eps for the codes of a DiffAE or PDAE, as they do, and x0 for "
+        "image embeddings, as unCLIP does",
     )
     sample: PriorSampleConfig = PriorSampleConfig()
 

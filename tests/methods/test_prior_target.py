@@ -41,9 +41,10 @@ def method_of(**more) -> Prior:
 
 
 def distribution(count: int = 512):
-    """Codes that a class determines but for a Gaussian in a subspace: means by class [2, D], basis [D, R], codes, classes.
+    """Codes that a class determines but for a Gaussian in a subspace.
 
-    As embeddings are, they are of low rank, in more dimensions than the network has channels.
+    Return the means by class [2, D], the subspace's basis [D, R], codes [N, D] and classes [N]. As embeddings are, the
+    codes are of low rank, in more dimensions than the network has channels.
     """
     draw = torch.Generator().manual_seed(1)
     mean = torch.where(torch.rand(WIDTH, generator=draw) < 0.5, -0.9, 0.9)
