@@ -1,6 +1,6 @@
 """What a prior's network predicts: against a distribution of codes whose conditional mean and covariance are known."""
 
-from types import SimpleNamespace
+from typing import cast
 
 import pytest
 import torch
@@ -35,7 +35,7 @@ def method_of(**more) -> Prior:
         **more,
     }
     torch.manual_seed(0)
-    conditioner = ClassConditioner.build(ClassConfig(form="vector", width=WIDTH), classes=CLASSES)
+    conditioner = ClassConditioner.build(ClassConfig(kind="class", form="vector", width=WIDTH), classes=CLASSES)
     mlp = SkipMLP(z_width=WIDTH, condition_width=conditioner.pooled_width, hidden=HIDDEN, layers=3)
     return Prior(check(PriorRun, tree, "the test's config"), mlp, conditioner.train())
 
@@ -129,7 +129,7 @@ def test_a_dimension_that_hardly_varies_is_not_blown_up():
     """Held-out embeddings in a dimension that was constant in training, as pooled features after a ReLU are."""
     z = torch.randn(50, 8, generator=torch.Generator().manual_seed(0))
     z[:, 3] = 0.25
-    statistics = ImageSource.statistics(SimpleNamespace(), z)
+    statistics = ImageSource.statistics(cast("ImageSource", None), z)
     plain = code_statistics(z)
     held = torch.full((1, 8), 0.5)
     assert statistics.normalise(held)[0, 3] < 6 < plain.normalise(held)[0, 3]
