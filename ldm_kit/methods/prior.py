@@ -115,6 +115,7 @@ class Prior(Method[PriorRun]):
         method.conditions, method.mean, method.std = conditions, *statistics
         method.code_source = source
         method.prediction_type = config.prediction_type or source.prediction_type
+        method.notes = [*filter(None, [_narrow(method.prediction_type, config.net.hidden, width)])]
         method.dependencies = {"model": source.digest, **conditions.dependencies}
         return method
 
@@ -219,6 +220,16 @@ class Prior(Method[PriorRun]):
     def describe_model(self) -> str:
         """Return a phrase on the networks (classes, parameters) for `describe`, the log's opening text."""
         return f"prior of condition '{self.config.condition.kind}' with {millions(self.module)} parameters"
+
+
+def _narrow(prediction_type: PredictionType, hidden: int, width: int) -> str:
+    """Return a warning if the MLP cannot pass on the noise that it has to predict; "": it can, or need not."""
+    if prediction_type == "x0" or hidden >= width:
+        return ""
+    return (
+        f"warning: net.hidden is {hidden}, but a code has {width} numbers, whose noise so few channels cannot pass on, "
+        f"as prediction_type {prediction_type} asks; expected x0, or {width} or more channels"
+    )
 
 
 def _taken(inputs: Inputs, rows: Tensor) -> Inputs:
