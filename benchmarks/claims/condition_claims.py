@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 
 from benchmarks.claims.condition_cascade import Cascaded, Enlarged, Faces, OneModel, Upscaled
+from benchmarks.claims.condition_unclip import FromCaptions, Probed, Unclip
 from benchmarks.claims.condition_variations import Itself, Known, Variations, Varied
 from benchmarks.claims.condition_ways import Given, Inpainted, Restored, Scaled, Tuned
 from benchmarks.claims.paper_claims import Claim, Test
@@ -124,12 +125,30 @@ def _variations() -> Claim:
     return Claim(rows, tests, sheet=True)
 
 
+def _unclip() -> Claim:
+    ours, others = "unCLIP, from captions", "unCLIP beside other captions"
+    sampled = "linear probes of sampled embeddings"
+    rows: dict[str, Way] = {
+        "linear probes of real embeddings": Probed(sampled=False),
+        sampled: Probed(sampled=True),
+        ours: Unclip(),
+        others: FromCaptions(unrelated=True),
+    }
+    source = "Ramesh et al. 2022, section 2.2"
+    tests = [
+        Test("sampled embeddings have the values of their captions", source, sampled, others, "caption values", True),
+        Test("so have pictures decoded from them", source, ours, others, "caption values", True),
+    ]
+    return Claim(rows, tests, sheet=True)
+
+
 CLAIMS = {
     "tuning": _tuning,
     "inpainting": _inpainting,
     "two-scales": _two_scales,
     "cascade": _cascade,
     "variations": _variations,
+    "unclip": _unclip,
 }
 MEASURES: Mapping[str, str] = {  # name of a measure -> format
     "new hair colour": ".3f",

@@ -44,6 +44,7 @@ VARIANTS = {
     "nothing": Variant("faces", (_STAGE, f"train.steps={TUNED_STEPS['nothing']}"), _TUNED, data=_NEW),
     "inpaint": Variant("faces", (*_FROM_BASE, _INPAINT, "train.steps=160"), ("first-stage", "base"), data=_OLD),
     "image": Variant("faces_image", (_STAGE,), ("first-stage", "latents-old"), data=_OLD),
+    "prior": Variant("faces_prior", ("model={image}",), ("image",), data=_OLD),
     "pixels": Variant("faces_pixels", (f"train.steps={PIXEL_STEPS['pixels']}",), data=_OLD),
     "small": Variant("faces_pixels", (*_BASE_SHAPE, f"train.steps={PIXEL_STEPS['small']}"), data=_SMALL),
     "upscaler": Variant("faces_pixels", (*_UPSCALES, f"train.steps={PIXEL_STEPS['upscaler']}"), data=_OLD),

@@ -91,12 +91,16 @@ class Known:
 @cache
 def probed(model: Path, count: int) -> Tensor:
     """Return what linear probes of a model's embedding predict of `count` held-out faces, int64 [N, F]."""
-    pipeline, split = Pipeline.load(model), faces("old")
-    train = pipeline.embed(pixels_of(split.train)).double()
-    heldout = pipeline.embed(pixels_of(split.heldout)[:count]).double()
-    labels = factor_values(split.train, len(split.train))
-    probes = [LinearProbe.fit(train, labels[:, i], len(FACTORS[factor])) for i, factor in enumerate(ALL)]
-    return torch.stack([probe.predict(heldout) for probe in probes], 1)
+    heldout = Pipeline.load(model).embed(pixels_of(faces("old").heldout)[:count]).double()
+    return torch.stack([probe.predict(heldout) for probe in probes_of(model)], 1)
+
+
+@cache
+def probes_of(model: Path) -> list[LinearProbe]:
+    """Return a linear probe of a model's embedding for each of the factors ALL, fitted to the training faces."""
+    train = faces("old").train
+    z, labels = Pipeline.load(model).embed(pixels_of(train)).double(), factor_values(train, len(train))
+    return [LinearProbe.fit(z, labels[:, i], len(FACTORS[factor])) for i, factor in enumerate(ALL)]
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ inpainting    a model with the masked picture as condition, beside sampling a te
 two-scales    a model of a text and a class, with a guidance scale for each
 cascade       a model of small pixels and one that upscales them, beside one model of the same computing
 variations    a decoder of image embeddings: what its variations of a face have of it
+unclip        a prior from captions to such embeddings, and pictures decoded from what it samples
 
 Trainings and figures are kept in a folder, so that a call goes on where the last one ended.
 """

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from conditioning.base import Condition
+from conditioning.base import Condition, Conditioner
 from ldm_kit.config import UserError
 from ldm_kit.data.value_range import ValueRange
 from ldm_kit.inference.evaluate_autoencoders import NO_CAPTIONS
@@ -59,11 +59,17 @@ class Sampled:
     kind: str = "model"
 
     @property
+    def conditioner(self) -> Conditioner:
+        """What encodes the prompts: the model's conditioner, or that of its prior over image embeddings (unCLIP)."""
+        prior = self.pipeline.prior
+        return self.pipeline.conditioner if prior is None else prior.prior.conditioner
+
+    @property
     def takes_classes(self) -> bool:
         """Whether the model, or the classifier that guides an unconditional one, is sampled with class names."""
-        if self.pipeline.conditioner.null is None:
+        if self.conditioner.null is None:
             return self.pipeline.classifier is not None and self.options.classifier_class is None
-        return self.pipeline.conditioner.modality == "classes"
+        return self.conditioner.modality == "classes"
 
     @property
     def prompts(self) -> str:
@@ -73,7 +79,7 @@ class Sampled:
     @property
     def takes_prompts(self) -> bool:
         """Whether the model is sampled with captions or class names."""
-        return self.pipeline.conditioner.null is not None or self.takes_classes
+        return self.conditioner.null is not None or self.takes_classes
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -94,8 +100,14 @@ class Sampled:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """The options of sampling, as JSON values."""
-        return self.options.settings()
+        """The options of sampling, as JSON values; of a prior those that are used, also if they are the saved ones."""
+        settings, prior = self.options.settings(), self.pipeline.prior
+        if prior is None:
+            return settings
+        most = prior.prior.schedule_config.num_train_timesteps
+        given = self.options.prior_steps, self.options.prior_guidance_scale
+        steps, scale = self.pipeline.saved.of_prior(*given, most, self.takes_prompts, flag="--prior_guidance_scale")
+        return {**settings, "prior_steps": steps, "prior_guidance_scale": scale}
 
     @property
     def impossible(self) -> dict[str, str]:
@@ -117,12 +129,19 @@ class Sampled:
 
     def rows(self, reference: Reference, count: int | None) -> list[int]:
         """Return evenly spaced rows of the reference; check that the model knows their captions or classes."""
-        if self.pipeline.takes_pictures:
+        if self.pipeline.picture is not None:
             raise UserError("this model is conditioned on a picture; take log.measures in its training instead")
+        if self.pipeline.conditioner.reads_pictures and self.pipeline.prior is None:
+            raise UserError(
+                "this model is conditioned on an image and has no prior to sample its embedding from (method: prior "
+                "trains one); take log.measures in its training instead"
+            )
         rows = cycled(len(reference.pictures), count or len(reference.pictures))
         prompts = sorted({*self._prompts(reference, rows)})
         if self.takes_classes:
-            self.pipeline.conditioner.prepare(prompts)
+            self.conditioner.prepare(prompts)
+        if self.pipeline.prior is not None:
+            self.pipeline.prior.check_prompts(prompts)
         self.pipeline.labels(prompts, self.options)
         return rows
 

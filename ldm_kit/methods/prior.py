@@ -1,7 +1,7 @@
 """A diffusion prior over the codes of a trained DiffAE or PDAE, or over the image embeddings of a decoder (unCLIP).
 
 Paper:    Preechakul et al. 2022, "Diffusion Autoencoders", section 3.4 and appendix A.1; Zhang et al. 2022;
-          Ramesh et al. 2022, section 2.2 (image embeddings).
+          Ramesh et al. 2022, section 2.2 (image embeddings, of which the MLP predicts x_0 by default).
 Idea:     diffuse the codes of the training set, normalised per dimension; to generate, sample a code and decode it. A
           class or a caption may be pooled to a vector and added to the time embedding (this is not in the papers).
 Parts:    the averaged encoder of a trained semantic model, whose codes are computed once; an MLP with skips.
@@ -21,6 +21,7 @@ from conditioning.none import NoConfig
 from ldm_kit.data.code_batches import CodeBatches
 from ldm_kit.data.images import Split, digest
 from ldm_kit.diffusion import rng, schedule
+from ldm_kit.diffusion.prediction import Prediction, PredictionType, from_prediction
 from ldm_kit.diffusion.timesteps import sample_timesteps
 from ldm_kit.memory import BatchSize
 from ldm_kit.methods.base import Grid, Method, TrainingData
@@ -31,7 +32,7 @@ from ldm_kit.methods.networks import millions
 from ldm_kit.methods.prior_config import PriorRun as PriorRun
 from ldm_kit.methods.prior_source import CodeSource, PriorModel, open_source
 from ldm_kit.models import codes
-from ldm_kit.models.prior import CodePrior, apply_mlp
+from ldm_kit.models.prior import TARGET, CodePrior, apply_mlp
 from ldm_kit.models.saved_sampling import PRIOR, SavedSampling
 from ldm_kit.models.semantic import SemanticModel
 from ldm_kit.nets.mlp_skip import SkipMLP
@@ -49,7 +50,7 @@ class ConditionedMLP(nn.Module):
         self.mlp, self.conditioner = mlp, conditioner
 
     def forward(self, z: Tensor, t: Tensor, inputs: Mapping[str, Tensor]) -> Tensor:
-        """Return the predicted noise eps [B, D].
+        """Return the network's prediction [B, D]: eps, x_0 or v.
 
         Args:
             z: normalised codes of D dimensions, noised, [B, D].
@@ -76,6 +77,7 @@ class Prior(Method[PriorRun]):
         table = schedule.build(config.schedule)
         super().__init__(config, data, modules={NAME: self.module}, ema_modules=ema_modules, schedule=table)
         self.null = conditioner.null_inputs()
+        self.prediction_type: PredictionType = config.prediction_type or TARGET
 
     @classmethod
     def build(cls, config: PriorRun, data: Split, device: torch.device) -> "Prior":
@@ -92,7 +94,7 @@ class Prior(Method[PriorRun]):
             source = open_source(config, data.train, device)
         size = BatchSize.for_pictures(config.train.eval_batch, data.train.resolution)
         z, shown = source.codes(data.train, size)
-        statistics = codes.code_statistics(z)
+        statistics = source.statistics(z)
         width = z.shape[1]
         conditioner = conditions.build(time_width=width)
         mlp = SkipMLP(z_width=width, condition_width=conditioner.pooled_width, **config.net.model_dump())
@@ -112,6 +114,8 @@ class Prior(Method[PriorRun]):
         method = cls(config, mlp, conditioner, TrainingData(data, batches, heldout))
         method.conditions, method.mean, method.std = conditions, *statistics
         method.code_source = source
+        method.prediction_type = config.prediction_type or source.prediction_type
+        method.notes = [*filter(None, [_narrow(method.prediction_type, config.net.hidden, width)])]
         method.dependencies = {"model": source.digest, **conditions.dependencies}
         return method
 
@@ -121,7 +125,7 @@ class Prior(Method[PriorRun]):
         self.null = {name: value.to(self.device) for name, value in self.null.items()}
 
     def losses(self, batch: Mapping[str, Any], step: int) -> Iterator[LossTerm]:
-        """Yield the mean absolute error of the predicted eps for a batch from `CodeBatches`; `step` is not used.
+        """Yield the mean error of the prediction for a batch from `CodeBatches`, see `errors`; `step` is not used.
 
         A batch has codes, positions and the condition's inputs. The run's seed and a sample's position (its number
         among all samples of the run) determine its noise, timestep and condition dropout.
@@ -132,7 +136,10 @@ class Prior(Method[PriorRun]):
         yield NAME, self.errors(batch, t, config.seed, inputs, self.ddp_modules[NAME]).mean(), {}
 
     def errors(self, batch: Mapping[str, Any], t: Tensor, seed: int, inputs: Inputs, module: nn.Module) -> Tensor:
-        """Return the mean absolute error [B] of the predicted noise eps, for each sample, at timesteps t [B].
+        """Return the error [B] of the network's output, for each sample, at timesteps t [B].
+
+        It is the mean over dimensions of the absolute error of eps (Preechakul et al. 2022), or of the squared error
+        of x_0 (Ramesh et al. 2022, equation 2) or v.
 
         Args:
             batch: normalised codes z [B, D], and each sample's position [B], its number among all samples of the run.
@@ -144,10 +151,12 @@ class Prior(Method[PriorRun]):
         z = batch["z"]
         eps = rng.normal(seed, "noise", batch["position"], z.shape[1:])
         output = module(self.schedule.add_noise(z, eps, t).to(z.dtype), t, inputs)
-        return (output.float() - eps).abs().mean(1)
+        target = from_prediction(self.prediction_type, Prediction(z, eps), *self.schedule.alpha_sigma(t))
+        error = output.float() - target
+        return (error.abs() if self.prediction_type == "eps" else error.square()).mean(1)
 
     def heldout_losses(self, batch: Mapping[str, Any], t: Tensor, seed: int) -> Tensor:
-        """Return the mean absolute error [B] of the eps predicted for held-out codes; no condition is dropped.
+        """Return the error [B] of the prediction for held-out codes, see `errors`; no condition is dropped.
 
         Args:
             batch: a batch from `CodeBatches`: codes, positions and the conditioner's inputs.
@@ -164,7 +173,7 @@ class Prior(Method[PriorRun]):
     def model(self) -> PriorModel:
         """Return the trained model with this prior and its current weights, on the training device."""
         config = self.config
-        prior = CodePrior(self.module.mlp, self.module.conditioner, config.schedule)
+        prior = CodePrior(self.module.mlp, self.module.conditioner, config.schedule, self.prediction_type)
         saved = SavedSampling.of(PRIOR, config.sample, config.condition_dropout)
         model = self.code_source.with_prior(prior, codes.CodeStatistics(self.mean, self.std), saved)
         return model.to(self.device)
@@ -211,6 +220,16 @@ class Prior(Method[PriorRun]):
     def describe_model(self) -> str:
         """Return a phrase on the networks (classes, parameters) for `describe`, the log's opening text."""
         return f"prior of condition '{self.config.condition.kind}' with {millions(self.module)} parameters"
+
+
+def _narrow(prediction_type: PredictionType, hidden: int, width: int) -> str:
+    """Return a warning if the MLP cannot pass on the noise that it has to predict; "": it can, or need not."""
+    if prediction_type == "x0" or hidden >= width:
+        return ""
+    return (
+        f"warning: net.hidden is {hidden}, but a code has {width} numbers, whose noise so few channels cannot pass on, "
+        f"as prediction_type {prediction_type} asks; expected x0, or {width} or more channels"
+    )
 
 
 def _taken(inputs: Inputs, rows: Tensor) -> Inputs:

@@ -48,6 +48,11 @@ class PriorRun(ConditionedRun):
         validation_alias=AliasChoices("timestep_sampling", "times"),
         description="density from which training timesteps are drawn",
     )
+    prediction_type: Literal["eps", "x0", "v"] | None = Field(
+        None,
+        description="what the MLP predicts; left out: eps for the codes of a DiffAE or PDAE, as they do, and x0 for "
+        "image embeddings, as unCLIP does",
+    )
     sample: PriorSampleConfig = PriorSampleConfig()
 
     @model_validator(mode="after")
@@ -60,7 +65,7 @@ class PriorRun(ConditionedRun):
             raise ValueError("condition.form must be vector: a prior over codes does not attend to tokens")
         if self.schedule.kind == "flow" or self.schedule.zero_terminal:
             raise ValueError("schedule must be one of betas that does not end in pure noise, such as constant")
-        check_saved(self.schedule, TARGET)
+        check_saved(self.schedule, self.prediction_type or TARGET)
         check_steps(self.sample.steps, self.schedule)
         if isinstance(self.condition, NoConfig) and self.sample.guidance_scale != 1:
             raise ValueError("sample.guidance_scale needs a condition to guide to; leave it out, or give a condition")

@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Generic, TypeVar
+from typing import Any, ClassVar, Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +13,7 @@ from ldm_kit.data import peers, tensor_cache
 from ldm_kit.data.images import PictureSet, digest
 from ldm_kit.data.latents import weights_digest
 from ldm_kit.data.readable import replacements, sources
+from ldm_kit.diffusion.prediction import PredictionType
 from ldm_kit.memory import BatchSize
 from ldm_kit.methods.image_embeddings import embeddings_of
 from ldm_kit.methods.prior_config import PriorRun, PriorSampleConfig
@@ -23,13 +24,14 @@ from ldm_kit.models.folder import SEMANTIC, ModelFolder
 from ldm_kit.models.image_prior import ImagePrior
 from ldm_kit.models.options import SamplingOptions
 from ldm_kit.models.pipeline import Pipeline
-from ldm_kit.models.prior import CodePrior
+from ldm_kit.models.prior import TARGET, CodePrior
 from ldm_kit.models.saved_sampling import SavedSampling
 from ldm_kit.models.semantic import SemanticModel
 
 PriorModel = SemanticModel | Pipeline
 Prompts = Sequence[str] | None
 M = TypeVar("M", SemanticModel, Pipeline)
+SMALLEST_SHARE = 0.05  # deviation of a dimension of image embeddings, as a share of that over all dimensions
 
 
 class CodeSource(ABC, Generic[M]):
@@ -39,11 +41,17 @@ class CodeSource(ABC, Generic[M]):
         model: the model without a prior of this run.
         weights: digest of all that codes depend on beside the pictures.
         digest: digest of the model's weights, the same in any folder.
+        prediction_type: what a prior over the codes predicts unless its run says otherwise.
     """
 
     model: M
     weights: str
     digest: str
+    prediction_type: ClassVar[PredictionType] = TARGET
+
+    def statistics(self, z: Tensor) -> CodeStatistics:
+        """Return the mean and the deviation by which the training set's codes z [N, D] are normalised."""
+        return codes.code_statistics(z)
 
     @abstractmethod
     def codes(self, pictures: PictureSet, size: BatchSize) -> tuple[Tensor, Tensor]:
@@ -122,6 +130,7 @@ class ImageSource(CodeSource[Pipeline]):
     """A latent diffusion model that is conditioned on image embeddings, the decoder of unCLIP."""
 
     model: Pipeline
+    prediction_type: ClassVar[PredictionType] = "x0"  # Ramesh et al. 2022, section 2.2
 
     def __post_init__(self) -> None:
         conditioner, reader = self.model.conditioner, self.model.conditioner.image_conditioner
@@ -130,6 +139,15 @@ class ImageSource(CodeSource[Pipeline]):
         networks = {"unet": self.model.unet, "vae": self.model.vae, **conditioner.trainable}
         parts = [f"{name} {weights_digest(network)}" for name, network in networks.items() if network is not None]
         self.digest = digest([self.weights, *parts])
+
+    def statistics(self, z: Tensor) -> CodeStatistics:
+        """Return mean and deviation, the latter at least SMALLEST_SHARE of its root mean square over dimensions.
+
+        A dimension that hardly varies in training would otherwise get codes of many deviations, in held-out pictures
+        without limit: pooled features of a network with ReLU are almost always 0 in some.
+        """
+        mean, std = codes.code_statistics(z)
+        return CodeStatistics(mean, std.clamp_min(float(std.square().mean().sqrt()) * SMALLEST_SHARE))
 
     def codes(self, pictures: PictureSet, size: BatchSize) -> tuple[Tensor, Tensor]:
         """Return the image embeddings of a picture set, and the index of the picture that each was computed from."""

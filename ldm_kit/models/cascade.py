@@ -218,7 +218,10 @@ def check_stages(stages: Sequence[Pipeline], names: Sequence[str] = ()) -> None:
         if stage.value_range is not None:
             raise UserError(f"{name} makes values in {stage.value_range}; expected models of pictures of 8 bits")
         if stage.conditioner.image_conditioner is not None:
-            raise UserError(f"{name} is conditioned on an image, which a cascade does not take; expected other models")
+            alone = "" if stage.prior is None else f", by itself `sample.py {name}` samples from its prior"
+            raise UserError(
+                f"{name} is conditioned on an image, which a cascade does not take; expected other models{alone}"
+            )
     for before, (name, stage) in enumerate(zip(called[1:], stages[1:], strict=True)):
         _check_upscales(name, stage, called[before], stages[before])
         _check_prompts(name, stage, called[0], base)

@@ -1,7 +1,7 @@
 """A prior over the image embeddings of a decoder, which then samples pictures from prompts alone (unCLIP).
 
-Ramesh et al. 2022, "Hierarchical Text-Conditional Image Generation with CLIP Latents", section 2.2. The network is an
-MLP that predicts eps (Preechakul et al. 2022), where the paper has a causal transformer that predicts the embedding. It
+Ramesh et al. 2022, "Hierarchical Text-Conditional Image Generation with CLIP Latents", section 2.2. The network is the
+MLP of DiffAE's prior (Preechakul et al. 2022), where the paper has a causal transformer; both predict the embedding. It
 is saved in `prior/` of the decoder's folder, with the embeddings' statistics and the digest of their encoder.
 """
 

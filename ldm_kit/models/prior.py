@@ -32,7 +32,7 @@ from ldm_kit.models.saving import scheduler_to_save
 from ldm_kit.nets.mlp_skip import SkipMLP
 
 FOLDER = "prior"
-TARGET: PredictionType = "eps"
+TARGET: PredictionType = "eps"  # what the MLP predicts in DiffAE and PDAE
 Clip = Literal["none", "published"]
 
 
@@ -78,9 +78,10 @@ def apply_mlp(mlp: SkipMLP, z: Tensor, t: Tensor, condition: Condition | None) -
 class CodePrior:
     """A prior over normalised codes: a diffusion model with an MLP, conditioned on classes, on text, or on nothing."""
 
-    mlp: SkipMLP  # predicts eps
+    mlp: SkipMLP  # predicts `prediction_type`
     conditioner: Conditioner  # encodes classes or prompts; `NoCondition` for an unconditional prior
     schedule_config: ScheduleConfig  # noise schedule of the training
+    prediction_type: PredictionType = TARGET
 
     @property
     def width(self) -> int:
@@ -143,7 +144,7 @@ class CodePrior:
         schedule = build(self.schedule_config).to(device)
         finite = FiniteCheck()
         network = finite.network("the prior's network (mlp)", partial(apply_mlp, self.mlp))
-        denoiser: Denoiser = NetworkDenoiser(network, schedule, TARGET)
+        denoiser: Denoiser = NetworkDenoiser(network, schedule, self.prediction_type)
         z, condition = noise.to(device), self._condition(conditions, len(seeds))
         if guidance_scale != 1:
             null = self._condition(None, len(seeds))
@@ -185,7 +186,7 @@ class CodePrior:
         folder.mkdir(parents=True, exist_ok=True)
         self.mlp.save_pretrained(folder / "mlp")
         conditioners.save(self.conditioner, folder)
-        scheduler = scheduler_to_save(self.schedule_config, TARGET, "small", pixels=False)
+        scheduler = scheduler_to_save(self.schedule_config, self.prediction_type, "small", pixels=False)
         scheduler.save_pretrained(folder / "scheduler")
 
     @classmethod
@@ -201,10 +202,10 @@ class CodePrior:
             UserError: a component is missing or broken, does not fit the others, or is for codes of another width.
         """
         schedule, prediction_type, variance = folder.noise()
-        if prediction_type != TARGET or variance == "learned_range":
+        if prediction_type == "flow" or variance == "learned_range":
             raise UserError(
                 f"{folder}: the scheduler says prediction_type {prediction_type} and variance {variance}, but the "
-                f"network of a prior predicts {TARGET} alone"
+                "network of a prior predicts eps, x0 or v, and no variance"
             )
         mlp = folder.component("mlp", "SkipMLP", {"SkipMLP": SkipMLP}, device)
         conditioner = folder.conditioner(device)
@@ -214,4 +215,4 @@ class CodePrior:
                 f"{folder} is for codes of {config['z_width']} numbers and conditions of {config['condition_width']}; "
                 f"expected {width} and {conditioner.pooled_width}"
             )
-        return cls(mlp, conditioner, schedule)
+        return cls(mlp, conditioner, schedule, prediction_type)

@@ -31,9 +31,7 @@ class SizeOptions(Config):
             UserError: height or width is no multiple of what the autoencoder and the U-Net reduce by together, or a
                 noisy classifier guides the model, which takes pictures of the trained size alone.
         """
-        side = model.resolution
-        unets = [each.unet for each in (model, model.autoguidance_model) if each is not None]
-        step = model.reduction * max(map(halvings, unets))
+        side, step = model.resolution, side_step(model)
         for name, value in (("height", self.height), ("width", self.width)):
             if value is not None and value != side and value % step:
                 raise UserError(
@@ -69,6 +67,12 @@ class SizeConditionOptions(SizeOptions):
         if pair is not None and min(pair) < least:
             raise ValueError(f"expected two whole numbers of {least} or more")
         return pair
+
+
+def side_step(model: "PipelineParts") -> int:
+    """Return the number of pixels of which a model's sides are multiples, those of its guide model's U-Net too."""
+    unets = [each.unet for each in (model, model.autoguidance_model) if each is not None]
+    return model.reduction * max(map(halvings, unets))
 
 
 def halvings(unet: Any) -> int:

@@ -144,6 +144,38 @@ def test_a_prior_over_embeddings_samples_from_its_own_prompts(library, models, t
     assert contents(tmp_path / "page") == contents(tmp_path / "command")
 
 
+def test_options_of_a_prior_are_those_of_the_flags(library, models, tmp_path):
+    tab, model = SampleTab(), library.open("unclip")
+    updates, own = tab.updates(model), model.pipeline.saved.of_prior(None, None, 1000, True)
+    assert (updates["prior_steps"]["value"], updates["prior_guidance_scale"]["value"]) == own
+    assert updates["prior_steps"]["visible"]
+    assert updates["prior_guidance_scale"]["visible"]
+    assert not tab.updates(library.open("unclip_plain"))["prior_guidance_scale"]["visible"], "nothing to guide to"
+    assert not tab.updates(library.open("text"))["prior_steps"]["visible"]
+    given = {"prior_steps": 3, "prior_guidance_scale": 2.5}
+    run(tab, library.open("unclip"), tmp_path / "page", class_name="dog", count=1, steps=2, **given)
+    output, request = OutputOptions(out=tmp_path / "command", device="cpu"), GenerationRequest(prompts=("dog",))
+    generate_to_folder(models["unclip"], request, SamplingOptions(steps=2, **given), output=output)
+    assert contents(tmp_path / "page") == contents(tmp_path / "command")
+    with pytest.raises(UserError, match="steps of the prior"):
+        run(tab, library.open("unclip"), tmp_path / "many", class_name="dog", count=1, prior_steps=5000)
+
+
+def test_height_and_width_are_those_of_the_flags(library, models, tmp_path):
+    tab, model = SampleTab(), library.open("text")
+    updates = tab.updates(model)
+    for name in ("height", "width"):
+        assert updates[name] == {"visible": True, "value": 16, "minimum": 2, "maximum": 64, "step": 2}
+    run(tab, model, tmp_path / "page", prompt="red", count=1, steps=2, height=24, width=16)
+    output, request = OutputOptions(out=tmp_path / "command", device="cpu"), GenerationRequest(prompts=("red",))
+    generate_to_folder(models["text"], request, SamplingOptions(steps=2, height=24), output=output)
+    assert contents(tmp_path / "page") == contents(tmp_path / "command")
+    with pytest.raises(UserError, match="width is 17, but this model's U-Net reduces by 2"):
+        run(tab, model, tmp_path / "odd", prompt="red", count=1, width=17)
+    with pytest.raises(UserError, match="height is 4096; expected"):
+        run(tab, model, tmp_path / "large", prompt="red", count=1, height=4096)
+
+
 @pytest.mark.parametrize(("name", "given"), [("image", "the embedding of an image"), ("sizes", "sizes of pictures")])
 def test_models_that_edit_py_refuses_at_once(models, picture, tmp_path, name, given):
     with pytest.raises(UserError, match=f"is conditioned on {given}, which only sample.py gives it; expected another"):

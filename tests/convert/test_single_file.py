@@ -5,6 +5,7 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
+import open_clip
 import pytest
 import torch
 from diffusers import AutoencoderKL, StableDiffusionPipeline
@@ -115,6 +116,70 @@ def test_the_layout_is_that_of_stable_diffusion(folders):
     }
     assert {name: tuple(weights[name].shape) for name in expected} == expected
     assert len({value.data_ptr() for value in weights.values()}) == len(weights)
+
+
+@pytest.fixture(scope="module")
+def second(tmp_path_factory):
+    """A model in the shape of Stable Diffusion 2, a single file with OpenCLIP's names, and OpenCLIP's text encoder."""
+    root = tmp_path_factory.mktemp("second")
+    shape = UNetConfig(widths=(8, 16), attention_levels=(True, False), heads=2, norm_num_groups=4, layers_per_block=2,
+                       linear_projection=True)  # fmt: skip
+    torch.manual_seed(3)
+    vae = AutoencoderKL(**VAE, **BLOCKS, scaling_factor=0.18215).eval()
+    conditioner = text(layers=2)
+    unet = build_unet(shape, sample_size=8, channels=4, out_channels=4, cross_width=16).eval()
+    Pipeline(vae, unet, conditioner, ScheduleConfig(kind="scaled_linear"), "v").save(root / "model")
+    write_single_file(root / "model", root / "first.safetensors")
+    vocabulary = {"context_length": 8, "vocab_size": len(conditioner.tokenizer), "width": 16, "heads": 2, "layers": 2}
+    vision = {"image_size": 16, "patch_size": 8, "width": 16, "layers": 1, "head_width": 8}
+    clip = open_clip.model.CLIP(embed_dim=16, vision_cfg=vision, text_cfg=vocabulary).eval()
+    with torch.no_grad():
+        for name, value in clip.named_parameters():
+            value.copy_(torch.randn_like(value) * 0.3 + (name.endswith("weight") and value.ndim == 1))
+    weights = {name: value for name, value in load_file(root / "first.safetensors").items() if "cond_stage" not in name}
+    weights |= {
+        f"cond_stage_model.model.{name}": value.contiguous()
+        for name, value in clip.state_dict().items()
+        if not name.startswith("visual.")
+    }
+    unused = "cond_stage_model.model.transformer.resblocks.23.ln_1.weight"  # the last layer, which is left out
+    save_file({**weights, unused: torch.ones(16)}, root / "second.safetensors")
+    return root, clip
+
+
+def test_files_of_stable_diffusion_2_are_read_as_diffusers_and_open_clip_do(second, tmp_path):
+    root, clip = second
+    names = load_file(root / "second.safetensors")
+    assert names["model.diffusion_model.input_blocks.1.1.proj_in.weight"].shape == (8, 8), "a linear layer"
+    assert "cond_stage_model.model.transformer.resblocks.1.attn.in_proj_weight" in names
+    config = settings_alone(root / "model", tmp_path / "settings")
+    convert_single_file(root / "second.safetensors", tmp_path / "out", config)
+    ours = Pipeline.load(tmp_path / "out")
+    theirs = StableDiffusionPipeline.from_single_file(
+        str(root / "second.safetensors"), config=str(root / "model"), local_files_only=True
+    )
+    for part, net in (("unet", ours.unet), ("vae", ours.vae), ("text_encoder", ours.conditioner.text_encoder)):
+        assert_same(getattr(theirs, part).state_dict(), net.state_dict())
+    ids = ours.conditioner.prepare(["a red square", "blue"])["ids"]
+    with torch.no_grad():
+        x = clip.token_embedding(ids) + clip.positional_embedding
+        expected = clip.ln_final(clip.transformer(x, attn_mask=clip.attn_mask))
+        torch.testing.assert_close(ours.conditioner(ids=ids).tokens, expected, atol=1e-4, rtol=1e-4)
+    assert ours.target == "v"
+
+
+def test_a_model_in_the_shape_of_stable_diffusion_2_goes_out_and_in(second, tmp_path):
+    root, _ = second
+    convert_single_file(root / "second.safetensors", tmp_path / "out", root / "model")
+    write_single_file(tmp_path / "out", tmp_path / "again.safetensors")
+    theirs = StableDiffusionPipeline.from_single_file(
+        str(tmp_path / "again.safetensors"), config=str(root / "model"), local_files_only=True
+    )
+    ours = Pipeline.load(tmp_path / "out")
+    for part, net in (("unet", ours.unet), ("vae", ours.vae), ("text_encoder", ours.conditioner.text_encoder)):
+        assert_same(getattr(theirs, part).state_dict(), net.state_dict())
+    convert_single_file(tmp_path / "again.safetensors", tmp_path / "back", root / "model")
+    assert_same(states(ours), states(Pipeline.load(tmp_path / "back")))
 
 
 def test_half_precision_and_names_of_old_files_are_read(folders, tmp_path):

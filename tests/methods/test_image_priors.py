@@ -106,6 +106,15 @@ def test_the_prior_is_trained_on_normalised_embeddings(models, data):
     torch.testing.assert_close(held, expected, atol=1e-4, rtol=1e-4)
 
 
+def test_a_network_too_narrow_for_the_noise_is_warned_of(models, data):
+    warning = "warning: net.hidden is 7, but a code has 8 numbers"
+    narrow = {"net": {"hidden": 7, "layers": 3}}
+    assert opened(models["image"], data, **narrow).prediction_type == "x0", "unCLIP's default"
+    assert "net.hidden" not in opened(models["image"], data, **narrow).describe()
+    assert warning in opened(models["image"], data, "prediction_type=eps", **narrow).describe()
+    assert "net.hidden" not in opened(models["image"], data, "prediction_type=eps").describe()
+
+
 def test_a_run_depends_on_its_decoder_wherever_it_lies(models, data, tmp_path):
     first = opened(models["image"], data).dependencies
     shutil.copytree(models["image"], tmp_path / "copy")

@@ -22,8 +22,8 @@ BLOCKS = {"down_block_types": ("DownEncoderBlock2D",) * 2, "up_block_types": ("U
 CAPTIONS = ["a red square", "a blue circle"] * 3
 
 
-def text():
-    config = TextConfig(width=16, layers=1, heads=2, vocabulary=520, length=8)
+def text(layers: int = 1):
+    config = TextConfig(width=16, layers=layers, heads=2, vocabulary=520, length=8)
     return TextConditioner.build(config, captions=CAPTIONS).eval()
 
 

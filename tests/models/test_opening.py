@@ -83,8 +83,8 @@ REFUSED_SCHEDULERS = [
     ("semantic", "", {**FLOW, "prediction_type": "flow_prediction"}, "U-Net predicts eps or v alone"),
     ("semantic", "", {"variance_type": "learned_range"}, "U-Net predicts eps or v alone"),
     ("semantic", "prior/", TO_ZERO, "'eps' is undefined where the schedule ends in pure noise"),
-    ("semantic", "prior/", {"prediction_type": "v_prediction"}, "network of a prior predicts eps alone"),
-    ("semantic", "prior/", {"variance_type": "learned_range"}, "network of a prior predicts eps alone"),
+    ("semantic", "prior/", {**FLOW, "prediction_type": "flow_prediction"}, "prior predicts eps, x0 or v, and no var"),
+    ("semantic", "prior/", {"variance_type": "learned_range"}, "network of a prior predicts eps, x0 or v, and no var"),
     ("classifier", "", {**FLOW, "prediction_type": "epsilon"}, "'eps' does not go with the flow schedule"),
 ]
 

@@ -37,9 +37,13 @@ from ldm_kit.models.folder import autocast_dtype
 from ldm_kit.models.options import SamplingOptions
 from ldm_kit.models.pipeline import Pipeline
 from ldm_kit.models.provenance import provenance
+from ldm_kit.models.sizes import MOST, side_step
 from ldm_kit.solvers.table import sampler_names
 
 _OPTIONS = ("guidance_scale", "negative_prompt", "solver", "steps", "noise_level")  # fields of SamplingOptions
+_SIDES, _OF_PRIOR = ("height", "width"), ("prior_steps", "prior_guidance_scale")  # further ones
+_WHOLE = ("steps", "noise_level", "prior_steps", *_SIDES)
+MOST_SIDES = 4  # limit of height and width, in sides of the pictures that the model was trained on
 
 
 class SampleTab(Tab):
@@ -77,6 +81,14 @@ class SampleTab(Tab):
                 for name, label in (("interval_low", "Guide from t / T"), ("interval_high", "Guide to t / T")):
                     fields[name] = slider("sample", name, label, (0, 1, 0.01))
             fields["noise_level"] = slider("sample", "noise_level", "Noise level", (0, 999, 1))
+            with gr.Row():
+                for name in _SIDES:
+                    fields[name] = slider("sample", name, f"{name.capitalize()} in pixels", (1, MOST, 1))
+            with gr.Row():
+                fields["prior_steps"] = steps_field("sample", "Steps of the prior", "prior_steps")
+                fields["prior_guidance_scale"] = slider(
+                    "sample", "prior_guidance_scale", "Guidance scale of the prior", (0, MAX_SCALE, 0.1)
+                )
         return fields
 
     def updates(self, model: OpenModel) -> dict[str, dict[str, Any]]:
@@ -100,10 +112,19 @@ class SampleTab(Tab):
             "interval_low": guided,
             "interval_high": guided,
             "noise_level": pipeline.picture is not None and pipeline.picture.takes_level,
+            **dict.fromkeys(_SIDES, pipeline.picture is None),
+            "prior_steps": pipeline.prior is not None,
+            "prior_guidance_scale": pipeline.prior is not None and prompted(pipeline) is not None,
         }
         updates: dict[str, dict[str, Any]] = {name: {"visible": visible} for name, visible in shown.items()}
         for name, value in values.items():
             updates.setdefault(name, {})["value"] = value
+        step, side = side_step(pipeline), pipeline.resolution
+        for name in _SIDES:
+            updates[name] |= {"minimum": min(step, side), "maximum": MOST_SIDES * side, "step": step}
+        if pipeline.prior is not None:
+            times = pipeline.prior.prior.schedule_config.num_train_timesteps
+            updates["prior_steps"] |= {"maximum": most_steps(times, values["prior_steps"])}
         updates["prompt"] |= {"info": info}
         updates["guidance_scale"] |= scales
         updates["steps"] |= {"maximum": most_steps(pipeline.schedule_config.num_train_timesteps, values["steps"])}
@@ -117,6 +138,7 @@ class SampleTab(Tab):
         interval = (values["interval_low"], values["interval_high"])
         left_out = {"interval_low", "interval_high"} if interval == (0, 1) else set[str]()
         left_out |= set() if values["image"] else {"noise_level"}
+        left_out |= {name for name in _SIDES if not values[name]}
         return {name: value for name, value in values.items() if name not in left_out}
 
     def run(self, model: OpenModel, values: Values, out: Path, options: AppOptions) -> str:
@@ -126,6 +148,10 @@ class SampleTab(Tab):
         count = check_limit("count", int(values["count"]), MAX_PICTURES)
         check_limit("the number of pictures, prompts times count,", max(1, len(prompts)) * count, MAX_PICTURES)
         check_limit("steps", int(values["steps"]), MAX_STEPS)
+        if pipeline.prior is not None:
+            check_limit("steps of the prior", int(values["prior_steps"]), MAX_STEPS)
+        for name in _SIDES:
+            check_limit(name, int(values[name] or pipeline.resolution), MOST_SIDES * pipeline.resolution)
         given = {"prompts": prompts, "count": count, "seed": seed_of(values, count)}
         if pipeline.picture is not None:
             path = needed(values["image"], "a picture: this model makes its own of it")
@@ -147,6 +173,10 @@ def defaults_of(pipeline: Pipeline) -> dict[str, Any]:
     low, high = resolved.guidance_interval
     scales = ",".join(f"{scale:g}" for scale in resolved.guidance_scales or ())
     values = {name: getattr(resolved, name) for name in _OPTIONS}
+    values |= dict(zip(_SIDES, resolved.size(pipeline), strict=True))
+    if (prior := pipeline.prior) is not None:
+        times, conditioned = prior.prior.schedule_config.num_train_timesteps, prompted(pipeline) is not None
+        values |= dict(zip(_OF_PRIOR, pipeline.saved.of_prior(None, None, times, conditioned), strict=True))
     return {**values, "guidance_scales": scales, "interval_low": low, "interval_high": high} | {
         "negative_prompt": resolved.negative_prompt or "",
         "noise_level": 20 if resolved.noise_level is None else resolved.noise_level,
@@ -156,8 +186,10 @@ def defaults_of(pipeline: Pipeline) -> dict[str, Any]:
 def _chosen(pipeline: Pipeline, values: Values) -> dict[str, Any]:
     """Return the sampling options that the user has changed; the others keep the values saved with the model."""
     defaults = defaults_of(pipeline)
-    given = {name: values[name] for name in _OPTIONS if values[name] != defaults[name] and values[name] is not None}
-    given = {name: int(value) if name in ("steps", "noise_level") else value for name, value in given.items()}
+    names = (*_OPTIONS, *(() if pipeline.picture is not None else _SIDES), *_OF_PRIOR)
+    own = [name for name in names if name in defaults and values[name] is not None]
+    given = {name: values[name] for name in own if values[name] != defaults[name]}
+    given = {name: int(value) if name in _WHOLE else value for name, value in given.items()}
     if given.get("negative_prompt") == "":
         given["negative_prompt"] = None
     if values["guidance_scales"] and values["guidance_scales"] != defaults["guidance_scales"]:
