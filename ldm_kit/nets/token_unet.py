@@ -143,5 +143,9 @@ class TokenUNet(ModelMixin, ConfigMixin):
 
 
 def _uniform(inputs: int, *shape: int) -> nn.Parameter:
-    """Return a parameter of this shape from U(-b, b) with b = 1 / sqrt(inputs), as torch starts a linear layer."""
-    return nn.Parameter(torch.empty(shape).uniform_(-1, 1) / math.sqrt(inputs))
+    """Return a parameter of this shape from U(-b, b), b = sqrt(3 / inputs), whose variance is 1 / inputs.
+
+    A layer then keeps the variance of its inputs. With torch's own b = sqrt(1 / inputs) tokens hardly depend on their
+    numbers at first, and the decoder learns much later to use them.
+    """
+    return nn.Parameter(torch.empty(shape).uniform_(-1, 1) * math.sqrt(3 / inputs))

@@ -76,13 +76,14 @@ def test_equal_numbers_get_different_tokens():
     assert torch.pdist(first).min() > 1e-3
 
 
-def test_mlps_start_as_torchs_linear_layers_do():
+def test_tokens_vary_as_their_numbers_do_from_the_start():
     torch.manual_seed(0)
     tokens = ScalarTokens(200, 16, (64, 128))
     for weight, bias, inputs_ in zip(tokens.weights, tokens.biases, (1, 64, 128), strict=True):
         for parameter in (weight, bias):
-            assert parameter.abs().max() <= inputs_**-0.5
-            assert parameter.std().item() == pytest.approx((3 * inputs_) ** -0.5, rel=0.05)
+            assert parameter.abs().max() <= (3 / inputs_) ** 0.5
+            assert parameter.std().item() == pytest.approx(inputs_**-0.5, rel=0.05)
+    assert 0.3 < tokens(torch.randn(300, 200)).std(0).mean() < 1
 
 
 def test_tokens_keep_their_digits_under_autocast():
