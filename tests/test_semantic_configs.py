@@ -15,8 +15,8 @@ from ldm_kit.methods.diffae import DiffAERun
 from ldm_kit.methods.latent import LatentRun
 from ldm_kit.methods.pdae import PDAERun
 from ldm_kit.methods.prior import PriorRun
+from ldm_kit.nets.code_unets import build_code_unet
 from ldm_kit.nets.mlp_skip import SkipMLP
-from ldm_kit.nets.semantic_unet import build_semantic_unet
 from ldm_kit.nets.shift_unet import ShiftUNet
 from ldm_kit.nets.unet import build_unet
 from tests.test_configs import MINILM_WIDTH, SEMANTIC, STAGE_2, latents_of, named
@@ -49,7 +49,7 @@ def test_diffaes_build_on_their_autoencoders_latents(path):
     with torch.device("meta"):
         encoder_of(config)
         shape = {"sample_size": side, "channels": channels, "z_width": config.encoder.z_width}
-        unet = build_semantic_unet(config.unet, **shape)
+        unet = build_code_unet(config.unet, config.code, **shape)
     assert all(parameter.is_meta for parameter in unet.parameters())
 
 
@@ -99,6 +99,6 @@ def test_there_is_one_of_every_method_and_a_tiny_one():
     large = {
         f"openmoji32_{name}" for name in ("diffae_pixels", "diffae_latents", "prior", "prior_text", "pdae_latents")
     }
-    assert {path.stem for path in SEMANTIC if path.parent.name == "semantic"} == tiny
+    assert {path.stem for path in SEMANTIC if path.parent.name == "semantic"} == {*tiny, "encdiff_shapes"}
     assert {path.stem for path in SEMANTIC if path.parent.name == "gpu"} == large
     assert all(config.train.steps < 10 for path, config in SEMANTIC.items() if path.stem in tiny)

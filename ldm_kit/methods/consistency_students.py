@@ -22,14 +22,14 @@ from ldm_kit.methods.inputs import drop_conditions
 from ldm_kit.models.consistency import save_consistency_model
 from ldm_kit.models.pipeline import Pipeline
 from ldm_kit.models.semantic import SemanticModel
-from ldm_kit.nets.semantic_unet import SemanticUNet
+from ldm_kit.nets.code_unets import CodeUNet
 from ldm_kit.viz.grid import columns_for, enlargement, grid
 
 
 class CodedUNet(nn.Module):
     """A DiffAE's U-Net with the arguments of a text-conditional model; its condition is {"z": codes [B, D]}."""
 
-    def __init__(self, unet: SemanticUNet) -> None:
+    def __init__(self, unet: CodeUNet) -> None:
         super().__init__()
         self.unet = unet
 

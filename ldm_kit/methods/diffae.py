@@ -1,9 +1,11 @@
 """Diffusion Autoencoders, in pixels or in latents.
 
-Paper:    Preechakul et al. 2022, "Diffusion Autoencoders: Toward a Meaningful and Decodable Representation".
+Paper:    Preechakul et al. 2022, "Diffusion Autoencoders: Toward a Meaningful and Decodable Representation"; with
+          `code.kind: tokens` Yang et al. 2024, "Diffusion Model with Cross Attention as an Inductive Bias for
+          Disentanglement" (EncDiff).
 Idea:     encode a picture as a semantic code z = Enc(x_0) and a noise x_T, from which DDIM given z restores it.
 Parts:    a semantic encoder, which sees pixels even if latents are noised; a U-Net on noised pixels or latents, with z
-          in its adaptive group norms.
+          in its adaptive group norms (DiffAE) or with each number of z as a token of its cross-attention (EncDiff).
 Run:      accelerate launch train_ldm.py configs/benchmarks/diffae_pixels.yaml
 Expected: see the header of that config.
 """
@@ -24,7 +26,8 @@ from ldm_kit.methods.run_config import check_any_density, check_saved, check_ste
 from ldm_kit.methods.semantic import CodedNetwork, SemanticMethod, SemanticRun, pictured_latents
 from ldm_kit.models.codes import Encoder
 from ldm_kit.models.decoders import CodeDecoder
-from ldm_kit.nets.semantic_unet import SemanticUNet, SemanticUNetConfig, build_semantic_unet
+from ldm_kit.nets.code_unets import CodeConfig, CodeUNet, VectorCodeConfig, build_code_unet
+from ldm_kit.nets.semantic_unet import SemanticUNetConfig
 
 
 class DiffAERun(SemanticRun):
@@ -32,6 +35,7 @@ class DiffAERun(SemanticRun):
 
     method: Literal["diffae"] = Field(description="codes and the diffusion model that decodes them (DiffAE)")
     encoder: SemanticConfig = SemanticEncoderConfig()
+    code: CodeConfig = VectorCodeConfig()
     unet: SemanticUNetConfig
     schedule: ScheduleConfig = ScheduleConfig(kind="linear")
     prediction_type: Literal["eps", "v"] = Field(
@@ -65,7 +69,7 @@ class DiffusionAutoencoder(CodedNetwork):
 
     folder: ClassVar[str] = "unet"
 
-    def __init__(self, encoder: Encoder, unet: SemanticUNet) -> None:
+    def __init__(self, encoder: Encoder, unet: CodeUNet) -> None:
         super().__init__()
         self.encoder, self.unet = encoder, unet
 
@@ -100,7 +104,8 @@ class DiffAE(SemanticMethod[DiffAERun, DiffusionAutoencoder]):
         inputs, shape = pictured_latents(config, first_stage, data)
         encoder = build_semantic(config.encoder, resolution=data.train.resolution, channels=data.train.channels)
         channels, side, _ = shape
-        unet = build_semantic_unet(config.unet, sample_size=side, channels=channels, z_width=config.encoder.z_width)
+        shapes = {"sample_size": side, "channels": channels, "z_width": config.encoder.z_width}
+        unet = build_code_unet(config.unet, config.code, **shapes)
         method = cls(config, DiffusionAutoencoder(encoder, unet), schedule.build(config.schedule), inputs)
         method.vae, method.latent_shape = first_stage.vae, shape
         method.dependencies = first_stage.dependencies

@@ -10,11 +10,12 @@ from ldm_kit.config import UserError
 from ldm_kit.models.base_model import BaseModel, reopen_base
 from ldm_kit.models.components import FIRST_STAGE, load_first_stage
 from ldm_kit.models.consistency import ConsistencyDecoder, is_consistency_model
-from ldm_kit.models.decoders import SHIFT, UNET, CodeDecoder, Decoder, ShiftDecoder
+from ldm_kit.models.decoders import SHIFT, UNETS, CodeDecoder, Decoder, ShiftDecoder
 from ldm_kit.models.folder import ModelFolder
 from ldm_kit.nets.execution import prepare_loaded
 from ldm_kit.nets.semantic_unet import SemanticUNet
 from ldm_kit.nets.shift_unet import ShiftUNet
+from ldm_kit.nets.token_unet import TokenUNet
 
 
 def load_decoder(folder: ModelFolder, device: torch.device | str) -> Decoder:
@@ -29,8 +30,8 @@ def load_decoder(folder: ModelFolder, device: torch.device | str) -> Decoder:
 
 
 def _load_unet(folder: ModelFolder, device: torch.device | str) -> CodeDecoder:
-    kind = folder.entry("unet", {UNET[1]: UNET[0]})
-    unet = folder.component("unet", kind, {kind: SemanticUNet}, device)
+    kind = folder.entry("unet", UNETS)
+    unet = folder.component("unet", kind, {"SemanticUNet": SemanticUNet, "TokenUNet": TokenUNet}, device)
     vae = None
     if "vae" in folder:
         kind = folder.entry("vae", dict.fromkeys(FIRST_STAGE, "diffusers"))

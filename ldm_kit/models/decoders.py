@@ -34,10 +34,12 @@ from ldm_kit.models.base_model import BaseModel
 from ldm_kit.models.decoding import autocast_network, clip_pixels
 from ldm_kit.models.prior import strided
 from ldm_kit.models.saving import scheduler_entry, scheduler_to_save
-from ldm_kit.nets.semantic_unet import SemanticUNet, apply_semantic
+from ldm_kit.nets.code_unets import CodeUNet
+from ldm_kit.nets.semantic_unet import apply_semantic
 from ldm_kit.nets.shift_unet import ShiftUNet
 
-UNET, SHIFT = ("ldm_kit.nets.semantic_unet", "SemanticUNet"), ("ldm_kit.nets.shift_unet", "ShiftUNet")
+UNETS = {"SemanticUNet": "ldm_kit.nets.semantic_unet", "TokenUNet": "ldm_kit.nets.token_unet"}  # class: its module
+SHIFT = ("ldm_kit.nets.shift_unet", "ShiftUNet")
 _BASE = "the base model's U-Net"
 
 
@@ -52,7 +54,7 @@ class TrajectoryTarget(NamedTuple):
 class CodeDecoder:
     """DiffAE's decoder: a U-Net conditioned on the code, its noise schedule and, if it is latent, the autoencoder."""
 
-    unet: SemanticUNet  # maps x_t, timesteps and codes z to a prediction of type `target`
+    unet: CodeUNet  # maps x_t, timesteps and codes z to a prediction of type `target`
     vae: AutoencoderKL | VQModel | None  # None: a pixel model
     schedule_config: ScheduleConfig  # settings from which `schedule` is built
     target: PredictionType  # what the U-Net predicts
@@ -136,7 +138,8 @@ class CodeDecoder:
         scheduler = scheduler_to_save(self.schedule_config, self.target, "small", pixels=self.vae is None)
         scheduler.save_pretrained(folder / "scheduler")
         self.unet.save_pretrained(folder / "unet")
-        entries: dict[str, Any] = {"unet": UNET, "scheduler": scheduler_entry(scheduler)}
+        kind = type(self.unet).__name__
+        entries: dict[str, Any] = {"unet": (UNETS[kind], kind), "scheduler": scheduler_entry(scheduler)}
         if self.vae is not None:
             self.vae.save_pretrained(folder / "vae")
             entries["vae"] = ("diffusers", type(self.vae).__name__)

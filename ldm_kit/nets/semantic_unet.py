@@ -121,11 +121,8 @@ class SemanticUNet(ModelMixin, ConfigMixin):
         Raises:
             ValueError: z is neither [B, Z] nor [1, Z] (one code for the whole batch).
         """
-        width = self.config["z_width"]
-        if z.dim() != 2 or z.shape[1] != width or len(z) not in (1, len(x)):
-            raise ValueError(f"expected codes [{len(x)}, {width}], got {list(z.shape)}")
         dtype = self.unet.conv_in.weight.dtype
-        z = z.expand(len(x), width).to(dtype)
+        z = expand_codes(z, len(x), self.config["z_width"]).to(dtype)
         return self.unet(x.to(dtype), t, class_labels=z, return_dict=False)[0]
 
 
@@ -181,24 +178,44 @@ def build_semantic_unet(
     Raises:
         UserError: `sample_size` cannot be halved once for every level after the first.
     """
+    check_halves(config, sample_size)
+    shape = {"sample_size": sample_size, "channels": channels, "z_width": z_width, "out_channels": out_channels}
+    return SemanticUNet(**shape, **network_arguments(config))
+
+
+def check_halves(config: SemanticUNetConfig, sample_size: int) -> None:
+    """Check that a picture (or latent) of side `sample_size` can be halved once for every level after the first.
+
+    Raises:
+        UserError: it cannot.
+    """
     factor = 2 ** (len(config.widths) - 1)
     if sample_size % factor:
         raise UserError(
             f"a picture of side {sample_size} cannot be halved {len(config.widths) - 1} times; expected a multiple of "
             f"{factor}, or fewer widths"
         )
-    shape = {"sample_size": sample_size, "channels": channels, "z_width": z_width, "out_channels": out_channels}
-    return SemanticUNet(**shape, **network_arguments(config))
 
 
-def apply_semantic(unet: SemanticUNet, x: Tensor, t: Tensor, condition: ConditionLike) -> Tensor:
+def expand_codes(z: Tensor, batch: int, width: int) -> Tensor:
+    """Return semantic codes z, [batch, width] or one code [1, width] for the whole batch, as [batch, width].
+
+    Raises:
+        ValueError: z has another shape.
+    """
+    if z.dim() != 2 or z.shape[1] != width or len(z) not in (1, batch):
+        raise ValueError(f"expected codes [{batch}, {width}], got {list(z.shape)}")
+    return z.expand(batch, width)
+
+
+def apply_semantic(unet: nn.Module, x: Tensor, t: Tensor, condition: ConditionLike) -> Tensor:
     """Return the U-Net's output for a condition that holds a semantic code.
 
     `partial(apply_semantic, unet)` is a function of (x_t, t, condition), as `diffusion.denoiser.NetworkDenoiser` takes
     it.
 
     Args:
-        unet: the network.
+        unet: the network of (x_t, t, z), a `SemanticUNet` or a `TokenUNet`.
         x: noisy data x_t [B, C, h, w].
         t: timesteps [B].
         condition: its `vector` is the semantic code, [B, Z] or [1, Z]; its other tensors are ignored.

@@ -25,21 +25,24 @@ from ldm_kit.models.decoders import CodeDecoder
 from ldm_kit.models.pipeline import Pipeline
 from ldm_kit.models.prior import CodePrior, strided
 from ldm_kit.models.semantic import SemanticModel
+from ldm_kit.nets.code_unets import CodeConfig, VectorCodeConfig, build_code_unet
 from ldm_kit.nets.execution import prepare_loaded
 from ldm_kit.nets.mlp_skip import SkipMLP
-from ldm_kit.nets.semantic_unet import SemanticUNetConfig, build_semantic_unet
+from ldm_kit.nets.semantic_unet import SemanticUNetConfig
+from ldm_kit.nets.token_unet import TokenCodeConfig
 from tests.methods.semantic_toys import ENCODER, UNET, base
 from tests.nets.originals import perturbed
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 LINEAR = ScheduleConfig(kind="linear")
-KINDS = ("pixels", "latents")
+KINDS = ("pixels", "latents", "tokens", "latent tokens")
+TOKENS = TokenCodeConfig(width=4, hidden=(8,))
 
 
-def made(vae: Any = None) -> SemanticModel:
+def made(vae: Any = None, code: CodeConfig = VectorCodeConfig()) -> SemanticModel:  # noqa: B008
     torch.manual_seed(0)
     shape = {"sample_size": 8, "channels": 3} if vae is None else {"sample_size": 4, "channels": 4}
-    unet = perturbed(build_semantic_unet(SemanticUNetConfig(**UNET), **shape, z_width=8))
+    unet = perturbed(build_code_unet(SemanticUNetConfig(**UNET), code, **shape, z_width=8))
     encoder = perturbed(build_semantic(SemanticEncoderConfig(**ENCODER), resolution=8))
     for net in (encoder, unet):
         prepare_loaded(net, "cpu")
@@ -48,7 +51,8 @@ def made(vae: Any = None) -> SemanticModel:
 
 def model_of(kind: str, folder: Path) -> SemanticModel:
     """Build a model in memory; its autoencoder, if any, is that of a saved model."""
-    return made() if kind == "pixels" else made(Pipeline.load(base(folder / "base", "latents")).vae)
+    vae = Pipeline.load(base(folder / "base", "latents")).vae if "latent" in kind else None
+    return made(vae, TOKENS if "token" in kind else VectorCodeConfig())
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +77,7 @@ def test_load_of_save_says_the_same_bits(kind, tmp_path, layout):
     assert torch.equal(again.mean, model.mean)
     assert torch.equal(again.std, model.std)
     assert (again.resolution, again.channels, again.z_width) == (8, 3, 8)
-    assert again.latent_shape == ((3, 8, 8) if kind == "pixels" else (4, 4, 4))
+    assert again.latent_shape == ((4, 4, 4) if "latent" in kind else (3, 8, 8))
     assert not any(p.requires_grad for net in (again.encoder, again.decoder.unet) for p in net.parameters())
     assert not again.decoder.unet.training
 
@@ -82,7 +86,7 @@ def test_load_of_save_says_the_same_bits(kind, tmp_path, layout):
 def test_the_layout_is_free_of_traces(models, kind, tmp_path):
     models[kind].save(tmp_path / "model")
     files = {path.relative_to(tmp_path / "model").as_posix() for path in (tmp_path / "model").rglob("*.*")}
-    nets = ("encoder", "unet") + (("vae",) if kind == "latents" else ())
+    nets = ("encoder", "unet") + (("vae",) if "latent" in kind else ())
     expected = {f"{net}/{name}" for net in nets for name in ("config.json", WEIGHTS)}
     assert files == expected | {"model_index.json", "statistics.safetensors", "scheduler/scheduler_config.json"}
     traces = {str(tmp_path), str(Path.home()), os.getcwd()} | ({getpass.getuser()} - {"root"})
@@ -107,12 +111,12 @@ def test_pixels_are_clipped_both_ways_and_latents_never(models, kind):
     denoiser = model.decoder.denoiser()
     x = 3 * model.noise(range(3))
     p = denoiser(x, torch.tensor([10, 500, 999]), condition_of(z))
-    assert (p.x_0.abs().max() <= 1) == (kind == "pixels")
+    assert (p.x_0.abs().max() <= 1) == ("latent" not in kind)
     plain = NetworkDenoiser(lambda x, t, c: model.decoder.unet(x, t, c.vector), linear(), "eps")
-    chosen = Clipped(plain) if kind == "pixels" else plain
+    chosen = plain if "latent" in kind else Clipped(plain)
     grid = respacing_sections(1000, "ddim10")
     with torch.no_grad():
-        x_0 = to_unit(shown()) if kind == "pixels" else model._latents(shown())
+        x_0 = model._latents(shown()) if "latent" in kind else to_unit(shown())
         *_, up = stochastic_code(chosen, x_0, grid[-2::-1], condition_of(z))
         *_, down = ddim(chosen, model.noise(range(3)), grid, condition_of(z))
     assert torch.equal(model.invert(shown(), z, 10), up.x)

@@ -83,6 +83,7 @@ CODED = {
 }
 DIFFAE = {**COMMON, "method": "diffae", "encoder": ENCODER, "unet": CODED, "schedule": STAGE_2["schedule"]}
 DIFFAE["sample"] = {"encode_steps": 2, "decode_steps": 2}
+TOKENS = {**DIFFAE, "code": {"kind": "tokens", "width": 4, "hidden": [8]}}
 CLASSIFIER = {**COMMON, "method": "classifier", "net": HALF, "schedule": STAGE_2["schedule"], "shift": 2}
 
 

@@ -17,6 +17,7 @@ from tests.training.helpers import (
     DIFFAE,
     KL,
     TEXT,
+    TOKENS,
     VQ,
     Played,
     picture_folder,
@@ -26,7 +27,15 @@ from tests.training.helpers import (
 )
 from tests.world import through
 
-KINDS = {"kl": KL, "vq": VQ, "text": TEXT, "class": CLASSES, "classifier": CLASSIFIER, "diffae": DIFFAE}
+KINDS = {
+    "kl": KL,
+    "vq": VQ,
+    "text": TEXT,
+    "class": CLASSES,
+    "classifier": CLASSIFIER,
+    "diffae": DIFFAE,
+    "tokens": TOKENS,
+}
 LAST = "checkpoint-00000008"
 
 
