@@ -132,9 +132,9 @@ def _call(*arguments: str) -> None:
     subprocess.run([sys.executable, "-m", "ldm_kit", *arguments], check=True)
 
 
-LONGER = (  # longer trainings of the same recipe: data, pictures seen, dB as the headers of their configs state
-    (FacesConfig(resolution=64), 8000, 36.0),  # configs/faces/ae_kl.yaml as it was, with 4 latent channels like the plans
-    (OpenMojiConfig(resolution=32), 9600, 25.04),  # configs/openmoji/ae_quick.yaml
+LONGER = (  # longer trainings of the same recipe: data, pictures seen, dB
+    (FacesConfig(resolution=64), 8000, 36.0),  # configs/faces/ae_kl.yaml before it had 8 latent channels; plans have 4
+    (OpenMojiConfig(resolution=32), 9600, 25.04),  # configs/openmoji/ae_quick.yaml, by its header
 )
 
 
