@@ -11,8 +11,9 @@ from PIL import Image
 from ldm_kit.config import UserError
 from ldm_kit.editing.embedding_edits import turn_towards
 from ldm_kit.methods.prior import Prior
-from ldm_kit.methods.prior_source import _decoder
+from ldm_kit.methods.prior_source import ImageSource, _decoder
 from ldm_kit.methods.train import open_method, train
+from ldm_kit.models.codes import CodeStatistics
 from ldm_kit.models.folder import ModelFolder
 from ldm_kit.models.image_prior import decoder_prompts
 from ldm_kit.models.options import SamplingOptions
@@ -106,6 +107,15 @@ def test_the_prior_is_trained_on_normalised_embeddings(models, data):
     torch.testing.assert_close(held, expected, atol=1e-4, rtol=1e-4)
 
 
+def test_embeddings_are_normalised_by_the_statistics_of_their_source(models, data, monkeypatch):
+    own = CodeStatistics(torch.full((8,), 0.5), torch.full((8,), 2.0))
+    monkeypatch.setattr(ImageSource, "statistics", lambda *_: own)
+    method = opened(models["image"], data)
+    z = Pipeline.load(models["image"]).embed(method.data.train.pictures(range(len(method.data.train))))
+    torch.testing.assert_close(method.batches.codes, (z - 0.5) / 2, atol=1e-4, rtol=1e-4)
+    assert torch.equal(method.std, own.std)
+
+
 def test_a_network_too_narrow_for_the_noise_is_warned_of(models, data):
     warning = "warning: net.hidden is 7, but a code has 8 numbers"
     narrow = {"net": {"hidden": 7, "layers": 3}}
@@ -182,6 +192,7 @@ def test_the_folder_holds_decoder_and_prior(models, tmp_path):
     again = Pipeline.load(tmp_path / "copy")
     assert torch.equal(next(again.generate(["a thing of kind 1"], [3], options)), expected)
     assert again.saved.sections["prior"]["guidance_scale"] == 2.0
+    assert again.prior.prior.prediction_type == pipeline.prior.prior.prediction_type == "x0"
     assert Pipeline.load(models["image"]).prior is None
     moved = again.prior.to("meta").prior
     assert {value.device.type for net in (moved.mlp, moved.conditioner) for value in net.parameters()} == {"meta"}
