@@ -184,7 +184,6 @@ def test_pixels_have_no_first_stage_and_a_tiny_config():
 
 
 UNMEASURED = {
-    "faces/colourise",
     *("folder/ae_kl", "folder/ldm_class", "folder/ldm_text"),
     *("pixels/digits28_class", "shapes/ae_kl", "shapes/ldm_minilm", "shapes/ldm_text"),
 }
