@@ -13,6 +13,7 @@ from typing import Annotated, Any, Self
 import numpy as np
 import torch
 from pydantic import BeforeValidator, Field, model_validator
+from pydantic_core import PydanticKnownError
 from torch import Tensor
 
 from ldm_kit.config import Config, UserError
@@ -112,8 +113,10 @@ def range_pairs(value: Any) -> tuple[tuple[float, float], ...]:
     if not good or not all(isinstance(pair, list | tuple) and len(pair) == 2 for pair in pairs):
         raise ValueError(f"got {value!r:.60}; {_EXPECTED}")
     numbers = [number for pair in pairs for number in pair]
-    if not all(isinstance(n, int | float) and not isinstance(n, bool) and np.isfinite(n) for n in numbers):
+    if not all(isinstance(n, int | float) and not isinstance(n, bool) for n in numbers):
         raise ValueError(f"got {value!r:.60}; {_EXPECTED}")
+    if not all(map(np.isfinite, numbers)):
+        raise PydanticKnownError("finite_number")
     if not all(low < high for low, high in pairs):
         raise ValueError(f"got {value!r:.60}; {_EXPECTED}")
     return tuple((float(low), float(high)) for low, high in pairs)

@@ -199,7 +199,8 @@ def test_what_is_compared_differs_in_one_thing_alone():
     }
     of_pixels = {"pixels", "small", "upscaler"}
     first_stages = {name: getattr(config, "autoencoder", None) for name, config in configs.items()}
-    assert {name for name, stage in first_stages.items() if str(stage) != "/x"} == of_pixels
+    assert {name for name, stage in first_stages.items() if str(stage) != "/x"} == {*of_pixels, "prior"}
+    assert str(configs["prior"].model) == "/x"
     starts = {name: getattr(config, "init", None) for name, config in configs.items()}
     assert {name for name, start in starts.items() if start} == {"init", "lora", "inpaint", "two"}
     assert [name for name, config in configs.items() if getattr(config, "lora", None)] == ["lora"]

@@ -287,7 +287,7 @@ def test_what_takes_no_image_says_so(models, conditions, data, tmp_path):
     with pytest.raises(UserError, match="the guide model has another image encoder"):
         model.with_guides(autoguidance_model=guide)
     assert model.with_guides(autoguidance_model=Pipeline.load(models["vector"])).autoguidance_model is not None
-    with pytest.raises(UserError, match="conditioned on a picture"):
+    with pytest.raises(UserError, match="conditioned on an image and has no prior to sample its embedding from"):
         evaluate(models["vector"].parent, SamplingOptions(steps=1), measures="fd")
     with pytest.raises(UserError, match="conditioned on a picture"):
         evaluate_likelihood(models["vector"].parent, LikelihoodRequest())
