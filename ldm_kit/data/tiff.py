@@ -4,7 +4,6 @@ Pillow turns 16-bit colours to 8 bits and reads no file of five samples, so tiff
 decompresses them (the extra `ldm_kit[values]`).
 """
 
-import io
 import logging
 from collections.abc import Sequence
 from importlib.util import find_spec
@@ -31,7 +30,9 @@ def require_codecs(files: str) -> None:
 
 
 def open_pages(data: Any) -> list["TiffPage"]:
-    """Return the pages of a TIFF file, `data` its bytes, without smaller copies and masks; their values are not read.
+    """Return the pages of a TIFF file without smaller copies and masks; their values are not read.
+
+    `data` is an opened file, or its bytes mapped into memory, and stays open until the values are read.
 
     Raises:
         UserError: tifffile or imagecodecs is not installed.
@@ -41,7 +42,7 @@ def open_pages(data: Any) -> list["TiffPage"]:
     require_codecs("TIFF files of values")
     from tifffile import TiffFile, TiffPage
 
-    whole = TiffFile(io.BytesIO(data)).pages
+    whole = TiffFile(data).pages
     if len(whole) > _MOST_PAGES:
         raise ValueError(f"{len(whole)} pages; expected 1 to {_MOST_PAGES}")
     pages = [page for page in whole if isinstance(page, TiffPage) and not page.subfiletype & _COPY]

@@ -6,8 +6,6 @@ cropped in float by the same rule, and with the same filter, as other pictures (
 
 import contextlib
 import mmap
-import struct
-import zlib
 from collections.abc import Iterator
 from pathlib import Path, PurePath
 from typing import Any
@@ -18,6 +16,7 @@ from numpy.lib import format as npy
 from PIL import Image, ImageOps
 from torch import Tensor
 
+from ldm_kit.config import UserError
 from ldm_kit.data import png16, tiff
 from ldm_kit.data.image_files import PIXEL_LIMIT, BadPicture
 from ldm_kit.data.value_range import ValueRange, as_levels
@@ -25,7 +24,6 @@ from ldm_kit.data.value_range import ValueRange, as_levels
 ARRAYS, TIFF, PNG = (".npy",), (".tif", ".tiff"), (".png",)
 VALUE_SUFFIXES = (*ARRAYS, *TIFF, *PNG)
 Array = np.ndarray[Any, Any]
-_BROKEN = (OSError, SyntaxError, ValueError, TypeError, EOFError, OverflowError, MemoryError, struct.error, zlib.error)
 
 
 def has_values(name: str) -> bool:
@@ -79,7 +77,9 @@ def read_values(path: Path, channels: int, pixel_limit: int = PIXEL_LIMIT) -> Ar
     with _opened(path, channels, pixel_limit) as source:
         try:
             values = source.read()
-        except _BROKEN as error:
+        except (BadPicture, UserError):
+            raise
+        except Exception as error:  # of four libraries, each with errors of its own
             raise BadPicture(path, f"broken or truncated ({_short(error)})") from None
     if len(values) != channels:
         raise BadPicture(path, f"{_counted(len(values))}; expected {channels} (data.channels)")
@@ -120,7 +120,9 @@ def _opened(path: Path, channels: int, pixel_limit: int) -> Iterator[_Source]:
             source = opener(path, data, channels)
             _check_shape(path, source.shape, channels, pixel_limit)
             yield source
-    except _BROKEN as error:
+    except (BadPicture, UserError):
+        raise
+    except Exception as error:  # as above
         raise BadPicture(path, f"cannot be read ({_short(error)})") from None
 
 

@@ -1,7 +1,10 @@
 """Files of values: read as they were written, scaled as other pictures are, and refused in one sentence."""
 
+import io
+
 import numpy as np
 import pytest
+import tifffile
 import torch
 from PIL import Image
 
@@ -182,7 +185,7 @@ def test_a_tiff_whose_directories_go_in_a_circle_ends(tmp_path):
     file = tiff(tmp_path / "a.tif", np.zeros((9, 9, 1), "u2"))
     data = bytearray(file.read_bytes())
     data[-4:] = data[4:8]  # the next directory is the first
-    assert len(open_pages(bytes(data))) == 1
+    assert len(open_pages(io.BytesIO(data))) == 1
 
 
 @pytest.mark.parametrize("name", ["a.tif", "a.png"])
@@ -199,3 +202,30 @@ def test_palettes_and_inverted_greys_of_tiffs_are_refused(tmp_path):
         Image.new(mode, (9, 9)).save(tmp_path / "a.tif", **more)
         with pytest.raises(BadPicture, match="expected grey or RGB"):
             read_values(tmp_path / "a.tif", 1)
+
+
+@pytest.mark.parametrize("kind", ["none", "lzw", "zlib", "zstd", "lzma", "packbits", "png", "npy"])
+def test_damaged_files_are_bad_pictures_whatever_the_library_raises(tmp_path, kind):
+    page, draws = values(3, 17, 19), np.random.default_rng(0)
+    file = tmp_path / f"a.{kind if kind in ('png', 'npy') else 'tif'}"
+    match kind:
+        case "png":
+            png(file, page.transpose(1, 2, 0))
+        case "npy":
+            np.save(file, page)
+        case _:
+            compression = None if kind == "none" else kind
+            tifffile.imwrite(file, page, photometric="minisblack", compression=compression)
+    whole = file.read_bytes()
+    refused = 0
+    for trial in range(60):
+        data = bytearray(whole[: draws.integers(1, len(whole))] if trial % 3 == 0 else whole)
+        for at in draws.integers(0, len(data) if trial % 3 < 2 else min(300, len(data)), size=3):
+            data[at] = draws.integers(256)
+        file.write_bytes(data)
+        for read in (read_values, check_values_header):
+            try:
+                read(file, 3, 10_000)
+            except BadPicture:
+                refused += 1
+    assert refused > 10
