@@ -3,7 +3,7 @@
 Autocast on CUDA computes GroupNorm and LayerNorm in float32 and returns float32, so that SiLU behind them is float32
 too; autocast on a CPU keeps the 16-bit dtype of their input. Kernels of both devices take mean and variance in float32
 in any case. What float32 outputs cost is memory: of kl-f8, the tensors that are kept for the backward pass grow by two
-thirds (`tests/nets/test_norms.py`).
+thirds (`python -m benchmarks.gpu.kept`).
 """
 
 from typing import Literal
@@ -11,6 +11,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import group_norm, layer_norm
+
+from ldm_kit.nets.shift_unet import ShiftUNet
 
 NormPrecision = Literal["auto", "float32"]
 _HALVES = (torch.bfloat16, torch.float16)
@@ -68,7 +70,8 @@ _PLAIN = {layer: plain for layers in _LAYERS.values() for plain, layer in layers
 def set_norms(net: nn.Module, device: torch.device | str, precision: NormPrecision = "auto") -> None:
     """Set the precision of every GroupNorm and LayerNorm in `net` under autocast, in place; weights and names stay.
 
-    Layers of subclasses of these two are left as they are. Without autocast nothing changes.
+    Layers of subclasses of these two are left as they are. Without autocast nothing changes. The frozen U-Net of a
+    `ShiftUNet` is set too, although it is no submodule.
 
     Args:
         net: any module.
@@ -79,6 +82,8 @@ def set_norms(net: nn.Module, device: torch.device | str, precision: NormPrecisi
     own = "float32" if torch.device(device).type == "cuda" else "auto"  # what autocast itself does
     layers = {} if precision == own else _LAYERS[precision]
     for module in net.modules():
+        if isinstance(module, ShiftUNet):
+            set_norms(module.base, device, precision)
         plain = _PLAIN.get(type(module), type(module))
         if plain in _LAYERS["auto"]:
             module.__class__ = layers.get(plain, plain)

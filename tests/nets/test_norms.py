@@ -8,8 +8,11 @@ from diffusers import AutoencoderKL
 from torch import nn
 
 from autoencoder.config import KLConfig, build
+from benchmarks.gpu.kept import kept_bytes
 from ldm_kit.nets.execution import configure_network, prepare_loaded
 from ldm_kit.nets.norms import FullGroupNorm, FullLayerNorm, HalfGroupNorm, HalfLayerNorm, set_norms
+from ldm_kit.nets.shift_unet import ShiftUNet
+from ldm_kit.nets.unet import UNetConfig, build_unet
 from ldm_kit.training.config import TrainConfig
 
 HALF = {"cuda": (HalfGroupNorm, HalfLayerNorm), "cpu": (nn.GroupNorm, nn.LayerNorm)}
@@ -114,26 +117,20 @@ def test_gradients_reach_float32_weights_and_agree():
             assert (b.grad - a.grad).norm() <= 0.1 * a.grad.norm() + 1e-4
 
 
-def kept_bytes(net: AutoencoderKL) -> int:
-    """Bytes that one pass keeps for the backward pass, without the weights' copies."""
-    storages: dict[int, torch.UntypedStorage] = {}
-    shapes = {tuple(weight.shape) for weight in net.parameters()}
-
-    def pack(x: torch.Tensor) -> torch.Tensor:
-        if tuple(x.shape) not in shapes:
-            storages[x.untyped_storage().data_ptr()] = x.untyped_storage()
-        return x
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x), torch.autocast("cpu", torch.bfloat16):
-        _ = net.decode(net.encode(torch.randn(2, 3, 32, 32)).latent_dist.mode()).sample
-    return sum(storage.nbytes() for storage in storages.values())
-
-
 def test_float32_norms_keep_half_as_much_again():
-    net = autoencoder()
-    half = kept_bytes(net)
-    set_norms(net, "cpu", "float32")
-    assert 1.4 < kept_bytes(net) / half < 2
+    net, x = autoencoder(), torch.randn(2, 3, 32, 32)
+    half, full = (kept_bytes(net, x, norms) for norms in ("auto", "float32"))
+    assert 1.4 < full / half < 2
+
+
+def test_the_frozen_network_of_a_shift_unet_is_set_too():
+    config = UNetConfig(widths=(16, 32), attention_levels=(False, True), heads=2, norm_num_groups=8)
+    base = build_unet(config, sample_size=8, channels=4, cross_width=16)
+    shift = ShiftUNet(base=base, z_width=4)
+    for device, precision, kind in (("cuda", "auto", HalfGroupNorm), ("cpu", "float32", FullGroupNorm)):
+        set_norms(shift, device, precision)
+        for net in (shift, base):
+            assert {type(m) for m in net.modules() if isinstance(m, nn.GroupNorm)} == {kind}
 
 
 def test_the_configs_choice_reaches_networks():
