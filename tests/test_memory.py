@@ -170,9 +170,8 @@ def features(models, folder):
 
 
 def quality(models, folder):
-    from types import SimpleNamespace
 
-    _, *measures = reconstruct_all(SimpleNamespace(vae=models["vae"], device="cpu"), pictures())  # pyright: ignore
+    _, *measures = reconstruct_all(models["vae"], pictures())
     return measures
 
 

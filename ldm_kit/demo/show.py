@@ -74,7 +74,8 @@ def show(run: Path, count: int, options: SamplingOptions | None = None) -> Summa
     split = sources.load(data)
     reader = factor_reader(data, split, device=str(device or "cpu"))
     columns, sections = measure_parts(pipeline, reader, split, count, resolved)
-    lost = measure_autoencoder(pipeline, reader, split.heldout) if len(split.heldout) else None
+    coded = pipeline.vae is not None and len(split.heldout) > 0
+    lost = measure_autoencoder(pipeline.vae, reader, split.heldout) if coded else None
     path = run / "pictures" / "sheet.png"
     save_png(sheet(sections, ATTRIBUTION), path, {"attribution": ATTRIBUTION})
     return summarise(columns, lost, resolved, path)
@@ -138,31 +139,33 @@ def measure_real(reader: FactorReader, split: Split) -> FactorShares:
     return count_right(reader, pixels, torch.cat([factor_labels(pictures) for pictures in sets]))
 
 
-def measure_autoencoder(pipeline: Pipeline, reader: FactorReader, pictures: PictureSet) -> AutoencoderLoss:
+def measure_autoencoder(vae: Any, reader: FactorReader, pictures: PictureSet) -> AutoencoderLoss:
     """Encode and decode real pictures; measure how much they change, and how often a classifier is still right.
 
     The shares of right values are about the best that generated pictures can reach: the same decoder makes them.
 
     Args:
-        pipeline: the model, whose autoencoder reconstructs the pictures.
+        vae: the autoencoder, which reconstructs the pictures.
         reader: classifier of factors such as hair colour; not trained on these pictures.
         pictures: at least one real picture; the true factors of all are known.
     """
-    pixels, psnr, ssim = reconstruct_all(pipeline, pictures)
+    pixels, psnr, ssim = reconstruct_all(vae, pictures)
     shares = count_right(reader, pixels, factor_labels(known_factors(pictures)))
     return AutoencoderLoss(shares, float(psnr.mean()), float(ssim.mean()))
 
 
-def reconstruct_all(pipeline: Pipeline, pictures: PictureSet) -> tuple[Tensor, Tensor, Tensor]:
-    """Encode and decode N pictures with the model's autoencoder.
+def reconstruct_all(vae: Any, pictures: PictureSet) -> tuple[Tensor, Tensor, Tensor]:
+    """Encode and decode N pictures with an autoencoder.
 
     Returns:
         The decoded pictures, uint8 [N, C, R, R]; the PSNR of each in dB, [N]; the SSIM of each, [N].
     """
 
+    device = next(vae.parameters()).device
+
     def reconstructed(indices: Sequence[int]) -> tuple[Tensor, Tensor, Tensor]:
-        x = to_unit(pictures.pictures(indices)).to(pipeline.device)
-        y = reconstruct(pipeline.vae, x)
+        x = to_unit(pictures.pictures(indices)).to(device)
+        y = reconstruct(vae, x)
         return to_bytes(y).cpu(), psnr_of(x, y), ssim_of(x, y).cpu()
 
     size = BatchSize.for_pictures(None, pictures.resolution)

@@ -2,7 +2,6 @@
 
 import json
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -134,14 +133,14 @@ def test_prompts_are_sampled_in_order_whatever_the_batch(split):
 
 def test_what_the_autoencoder_loses_is_measured_on_real_pictures(split, monkeypatch):
     parts = [split.train, split.heldout, split.compositional]
-    reader, model = Perfect(parts), SimpleNamespace(vae=None, device="cpu")
+    reader, vae = Perfect(parts), torch.nn.Linear(1, 1)
     monkeypatch.setattr(show, "reconstruct", lambda vae, x: x)
-    lossless = measure_autoencoder(model, reader, split.heldout)
+    lossless = measure_autoencoder(vae, reader, split.heldout)
     assert lossless.shares.all == Proportion(len(split.heldout), len(split.heldout))
     assert lossless.psnr > 100
     assert lossless.ssim == pytest.approx(1, abs=1e-4)
     monkeypatch.setattr(show, "reconstruct", lambda vae, x: x.roll(1, 0))
-    lossy = measure_autoencoder(model, reader, split.heldout)
+    lossy = measure_autoencoder(vae, reader, split.heldout)
     assert lossy.shares.all.value < 0.5
     assert lossy.psnr < 40
     assert lossy.ssim < 0.99
