@@ -1,4 +1,4 @@
-# make demo   trains an autoencoder and a text-to-image model on faces, then samples and measures (half an hour on one CPU core with bf16)
+# make demo   trains an autoencoder and a text-to-image model on faces, then samples and measures (24 minutes on two CPU cores with bf16)
 # make test   checks style, types, import directions and behaviour
 # make torture   kills, corrupts and starves the trainer about 1,300 times (two hours); writes docs/results/stress.md
 # make torture QUICK=1   a fixed 2 % of those trials, at least one of each promise (a few minutes); prints the table
